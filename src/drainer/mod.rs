@@ -1,0 +1,3 @@
+//! The drainer: reads lanes, decides what runs next, runs it, reports the outcome.
+
+pub mod handlers;

@@ -1,0 +1,13 @@
+//! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
+//!
+//! Arrows point one way: `cli`, `server` → `drainer`, `ingest` → `registry` → `streams` → `config`.
+//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`] is used by every layer.
+
+pub mod cli;
+pub mod config;
+pub mod diagnose;
+pub mod drainer;
+pub mod ingest;
+pub mod registry;
+pub mod server;
+pub mod streams;

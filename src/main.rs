@@ -1,0 +1,3 @@
+//! The `joelclaw` command.
+
+fn main() {}
