@@ -1,13 +1,40 @@
-//! Appending events: the types. See `Appender` for the script call.
+//! Appending events: what is asked, what is answered, and the [`Appender`] that does it.
+//!
+//! Appends from many callers are merged: while one script call is under way, whatever arrives goes into the next, up
+//! to [`BATCH_MAX`] events. So a burst of single events costs what a batch costs, and nobody waits for a timer.
+//!
+//! # Invariants
+//! 1. `Ok` is given only after Redis said yes under the durability class asked for.
+//! 2. A call carries a random token; its answers are kept for ten minutes. A retry after a lost connection is answered
+//!    from there, so an event is appended once even when its id was made here.
+//! 3. Sizes are checked before the first write: a batch with one bad event appends nothing.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::bus::Bus;
 use super::entry_id::EntryId;
+use super::envelope::{ENVELOPE_VERSION, Envelope};
 use super::family::Family;
+use super::journal;
 use super::json::JsonObject;
+use super::keys::MAX_BLOCKING_LANES;
 use super::lane::Lane;
 use super::priority::Priority;
+use super::records::{Enqueue, EnqueueRow, PackedId, Record};
+use super::scripts;
 use crate::diagnose::{Diagnose, Exit};
+
+/// Most events in one script call.
+pub const BATCH_MAX: usize = 512;
+/// Script calls under way at once: enough to keep Redis busy while the next batch is being encoded.
+const CALLS_IN_FLIGHT: usize = 4;
+/// How long the answers of a call are kept, ms.
+const CALL_PX: u64 = 600_000;
 
 /// One event to append, already validated and routed (see [`crate::ingest::admission`]).
 #[derive(Debug, Clone)]
@@ -89,7 +116,7 @@ pub struct Appended {
 }
 
 /// Why an append was not confirmed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// One event is over the limit. Nothing was appended.
     #[error("event {index} (`{name}`) is {size} bytes; the limit is {limit} bytes (QUEUE_MAX_EVENT_BYTES)")]
@@ -121,7 +148,7 @@ pub enum Error {
     },
     /// Nothing was appended: Redis could not be reached.
     #[error("Redis can't be reached")]
-    Unreachable(#[source] super::redis::Error),
+    Unreachable(#[source] Arc<super::redis::Error>),
     /// Nobody knows whether it was appended: repeat it with the same ids.
     #[error("Redis did not confirm the append in time; it may or may not be stored: {}", ids.join(", "))]
     UnknownOutcome {
@@ -129,7 +156,7 @@ pub enum Error {
         ids: Vec<String>,
         /// What happened to the connection.
         #[source]
-        source: super::redis::Error,
+        source: Arc<super::redis::Error>,
     },
     /// Stored in memory, but not as safely as was asked for.
     #[error("appended, but not confirmed on {wanted:?}: {detail}")]
@@ -190,5 +217,493 @@ impl Diagnose for Error {
             Self::NotDurable { .. } => "Check appendfsync or the replicas, then repeat it with the same id.".into(),
             Self::Internal(_) => "Report this with the output of joelclaw config.".into(),
         }
+    }
+}
+
+/// Limits and durability of appends.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Most bytes of one entry.
+    pub max_event_bytes: usize,
+    /// Most event names.
+    pub max_families: usize,
+    /// How long caller-supplied ids are remembered; zero is not at all.
+    pub seen_window: Duration,
+    /// When appends are refused.
+    pub memory_budget: MemoryBudget,
+    /// The class asked for.
+    pub durability: Durability,
+    /// How long one append may try before it reports failure.
+    pub deadline: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_event_bytes: 512 * 1024,
+            max_families: 10_000,
+            seen_window: Duration::from_secs(86_400),
+            memory_budget: MemoryBudget::Percent(80),
+            durability: Durability::Memory,
+            deadline: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How full Redis may get before appends are refused, so that a reserve is left for control and completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryBudget {
+    /// So much of `maxmemory`; no limit where that is 0.
+    Percent(u8),
+    /// So many bytes.
+    Bytes(u64),
+    /// Only Redis's own limit.
+    Off,
+}
+
+/// Appends events. Cheap to clone; ends with its last clone.
+#[derive(Debug, Clone)]
+pub struct Appender {
+    requests: mpsc::Sender<Request>,
+    settings: Arc<Settings>,
+}
+
+#[derive(Debug)]
+struct Request {
+    events: Vec<Encoded>,
+    answer: oneshot::Sender<Result<Vec<Appended>, Error>>,
+}
+
+/// One event, ready for the script.
+#[derive(Debug, Clone)]
+struct Encoded {
+    lane: Lane,
+    source: String,
+    id: String,
+    supplied_id: bool,
+    bytes: Vec<u8>,
+    dedup: Option<(String, u128)>,
+    once: Option<(String, u128)>,
+    /// First 8 bytes of the data's SHA-256, hex; only for supplied ids.
+    data_hash: String,
+    at: Option<i64>,
+    unrouted: bool,
+}
+
+impl Encoded {
+    /// Whether the script must look anything up for this event.
+    const fn needs_checks(&self) -> bool {
+        self.supplied_id || self.dedup.is_some() || self.once.is_some() || self.at.is_some()
+    }
+}
+
+impl Appender {
+    /// Starts the appender's task on the current runtime.
+    #[must_use]
+    pub fn start(bus: &Bus, settings: Settings) -> Self {
+        let settings = Arc::new(settings);
+        let (requests, queue) = mpsc::channel(1024);
+        let batcher = Batcher {
+            bus: bus.separate(),
+            settings: settings.clone(),
+            calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT)),
+            facts: Facts::default(),
+        };
+        tokio::spawn(batcher.run(queue));
+        Self { requests, settings }
+    }
+
+    /// Appends `events` in order. All are checked before the first is written.
+    pub async fn append(&self, events: Vec<NewEvent>) -> Result<Vec<Appended>, Error> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let encoded = self.encode(events)?;
+        let mut appended = Vec::with_capacity(encoded.len());
+        let mut rest = encoded;
+        while !rest.is_empty() {
+            let tail = rest.split_off(rest.len().min(BATCH_MAX));
+            let (answer, answered) = oneshot::channel();
+            let stopped = || Error::Internal("the appender has stopped".into());
+            self.requests.send(Request { events: rest, answer }).await.map_err(|_| stopped())?;
+            appended.extend(answered.await.map_err(|_| stopped())??);
+            rest = tail;
+        }
+        Ok(appended)
+    }
+
+    fn encode(&self, events: Vec<NewEvent>) -> Result<Vec<Encoded>, Error> {
+        let now = chrono::Utc::now().timestamp_millis();
+        let encode = |(index, event)| encode_one(index, event, now, self.settings.max_event_bytes);
+        events.into_iter().enumerate().map(encode).collect()
+    }
+}
+
+fn encode_one(index: usize, event: NewEvent, now: i64, limit: usize) -> Result<Encoded, Error> {
+    use sha2::Digest as _;
+    let supplied_id = event.id.is_some();
+    let id = event.id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let px = |window: Duration| window.as_millis().max(1);
+    let dedup = event.dedup_key.clone().zip(event.dedup_window).map(|(key, window)| (key, px(window)));
+    let data_hash =
+        if supplied_id { hex::encode(&sha2::Sha256::digest(event.data.as_str())[..8]) } else { String::new() };
+    let lane = Lane::new(event.name.clone(), event.priority);
+    let source = event.source.clone();
+    let envelope = Envelope {
+        v: ENVELOPE_VERSION,
+        id: id.clone(),
+        name: event.name,
+        source: event.source,
+        ts: event.ts.unwrap_or(now),
+        data: event.data,
+        priority: event.priority,
+        dedup_key: event.dedup_key,
+        trace: event.trace,
+        triage: event.triage,
+        meta: event.meta,
+    };
+    let bytes = envelope.encode().map_err(|error| Error::Internal(error.to_string()))?;
+    if bytes.len() > limit {
+        return Err(Error::TooLarge { index, name: envelope.name, size: bytes.len(), limit });
+    }
+    Ok(Encoded {
+        lane,
+        source,
+        id,
+        supplied_id,
+        bytes,
+        dedup,
+        once: event.once.map(|once| (format!("once:{}", once.key), px(once.window))),
+        data_hash,
+        at: event.at,
+        unrouted: event.unrouted,
+    })
+}
+
+/// What the batcher remembers about the server between calls.
+#[derive(Debug, Default)]
+struct Facts {
+    checked: Option<Instant>,
+    full: Option<(u64, u64)>,
+    durability: Option<Durability>,
+}
+
+struct Batcher {
+    bus: Bus,
+    settings: Arc<Settings>,
+    calls: Arc<Semaphore>,
+    facts: Facts,
+}
+
+impl Batcher {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        let mut held: Option<Request> = None;
+        loop {
+            let first = match held.take() {
+                Some(request) => request,
+                None => match queue.recv().await {
+                    Some(request) => request,
+                    None => return,
+                },
+            };
+            let mut count = first.events.len();
+            let mut group = vec![first];
+            // The permit is taken before looking for more: while all calls are under way, the group grows.
+            let Ok(permit) = self.calls.clone().acquire_owned().await else { return };
+            while let Ok(request) = queue.try_recv() {
+                if count + request.events.len() > BATCH_MAX {
+                    held = Some(request);
+                    break;
+                }
+                count += request.events.len();
+                group.push(request);
+            }
+            self.refresh_facts().await;
+            if let Some((used, limit)) = self.facts.full {
+                for request in group {
+                    let _ = request.answer.send(Err(Error::Full { used, limit }));
+                }
+                continue;
+            }
+            let call = Call {
+                bus: self.bus.clone(),
+                settings: self.settings.clone(),
+                durability: self.facts.durability.unwrap_or(Durability::Memory),
+            };
+            tokio::spawn(async move {
+                call.serve(group).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// Looks at memory and durability twice a second, not per call.
+    async fn refresh_facts(&mut self) {
+        const EVERY: Duration = Duration::from_millis(500);
+        if self.facts.checked.is_some_and(|at| at.elapsed() < EVERY) {
+            return;
+        }
+        // An unreachable Redis is reported by the append itself.
+        let Ok(facts) = self.bus.server_facts().await else { return };
+        let limit = match self.settings.memory_budget {
+            MemoryBudget::Percent(percent) if facts.max_memory > 0 => facts.max_memory / 100 * u64::from(percent),
+            MemoryBudget::Bytes(bytes) => bytes,
+            MemoryBudget::Percent(_) | MemoryBudget::Off => u64::MAX,
+        };
+        let synced = facts.aof_enabled && facts.appendfsync.as_deref() == Some("always");
+        self.facts = Facts {
+            checked: Some(Instant::now()),
+            full: (facts.used_memory >= limit).then_some((facts.used_memory, limit)),
+            durability: Some(if synced { Durability::Disk } else { Durability::Memory }),
+        };
+    }
+}
+
+/// One script call and the requests merged into it.
+struct Call {
+    bus: Bus,
+    settings: Arc<Settings>,
+    /// What Redis gives without being asked: disk under `appendfsync always`.
+    durability: Durability,
+}
+
+impl Call {
+    async fn serve(&self, group: Vec<Request>) {
+        let events: Vec<&Encoded> = group.iter().flat_map(|request| &request.events).collect();
+        let outcome = self.append(&events).await;
+        drop(events);
+        match outcome {
+            Ok(mut appended) => {
+                for request in group {
+                    let rest = appended.split_off(request.events.len().min(appended.len()));
+                    let _ = request.answer.send(Ok(std::mem::replace(&mut appended, rest)));
+                }
+            }
+            // One caller's new name must not fail its neighbours.
+            Err(Error::TooManyFamilies { .. }) if group.len() > 1 => {
+                for request in group {
+                    let events: Vec<&Encoded> = request.events.iter().collect();
+                    let outcome = self.append(&events).await;
+                    drop(events);
+                    let _ = request.answer.send(outcome);
+                }
+            }
+            Err(error) => {
+                for request in group {
+                    let error = match &error {
+                        Error::UnknownOutcome { source, .. } => Error::UnknownOutcome {
+                            ids: request.events.iter().map(|event| event.id.clone()).collect(),
+                            source: source.clone(),
+                        },
+                        other => other.clone(),
+                    };
+                    let _ = request.answer.send(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Calls the script until it answers or the deadline passes. The token makes repeating harmless.
+    async fn append(&self, events: &[&Encoded]) -> Result<Vec<Appended>, Error> {
+        let token = uuid::Uuid::now_v7().simple().to_string();
+        let deadline = Instant::now() + self.settings.deadline;
+        let mut maybe_stored = false;
+        loop {
+            let error = match self.bus.redis.run::<String>(self.script_call(&token, events)).await {
+                Ok(answer) => {
+                    let durability = self.confirm().await?;
+                    return parse_answer(&answer, events, durability);
+                }
+                Err(error) => error,
+            };
+            match error.reply_code() {
+                Some("OOM") => return Err(self.full().await),
+                Some("TOOMANYFAMILIES") => {
+                    let name = error.reply_detail().and_then(|name| name.trim().parse().ok());
+                    let name = name.unwrap_or_else(|| events[0].lane.family.clone());
+                    return Err(Error::TooManyFamilies { name, limit: self.settings.max_families });
+                }
+                _ if !error.is_unreachable() => return Err(Error::Internal(error.to_string())),
+                _ => {}
+            }
+            maybe_stored |= error.outcome_unknown();
+            if Instant::now() + Duration::from_millis(50) >= deadline {
+                let source = Arc::new(error);
+                return Err(if maybe_stored {
+                    Error::UnknownOutcome { ids: events.iter().map(|event| event.id.clone()).collect(), source }
+                } else {
+                    Error::Unreachable(source)
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn full(&self) -> Error {
+        match self.bus.server_facts().await {
+            Ok(facts) => Error::Full { used: facts.used_memory, limit: facts.max_memory },
+            Err(_) => Error::Full { used: 0, limit: 0 },
+        }
+    }
+
+    /// Waits until the append is as safe as was asked for, and says how safe it is.
+    async fn confirm(&self) -> Result<Durability, Error> {
+        let wanted = self.settings.durability;
+        let timeout_ms = u64::try_from(self.settings.deadline.as_millis()).unwrap_or(2_000);
+        let mut command = match wanted {
+            Durability::Memory => return Ok(self.durability),
+            Durability::Disk if self.durability == Durability::Disk => return Ok(Durability::Disk),
+            Durability::Disk => redis::cmd("WAITAOF"),
+            Durability::Replica => redis::cmd("WAIT"),
+        };
+        command.arg(1);
+        if wanted == Durability::Disk {
+            command.arg(0);
+        }
+        command.arg(timeout_ms);
+        let not_durable = |detail: String| Error::NotDurable { wanted, detail };
+        let deadline = self.settings.deadline + Duration::from_millis(500);
+        let reply: redis::Value =
+            self.bus.redis.query_within(&command, deadline).await.map_err(|error| not_durable(error.to_string()))?;
+        let confirmed = match &reply {
+            redis::Value::Int(count) => *count,
+            redis::Value::Array(counts) => match counts.first() {
+                Some(redis::Value::Int(count)) => *count,
+                _ => 0,
+            },
+            _ => 0,
+        };
+        if confirmed >= 1 {
+            Ok(wanted)
+        } else {
+            Err(not_durable(format!("nothing confirmed it within {timeout_ms} ms")))
+        }
+    }
+
+    fn script_call<'a>(&self, token: &str, events: &[&Encoded]) -> super::redis::ScriptCall<'a> {
+        let keys = &self.bus.keys;
+        let mut call = super::redis::ScriptCall::new(&scripts::APPEND)
+            .key(keys.call(token))
+            .key(keys.lanes())
+            .key(keys.families())
+            .key(keys.journal())
+            .key(keys.ready())
+            .key(keys.wake())
+            .key(keys.later())
+            .key(keys.later_data());
+
+        // Number the distinct lanes, sources and dedup keys.
+        let mut lane_numbers: HashMap<&Lane, usize> = HashMap::new();
+        let mut lanes: Vec<&Lane> = Vec::new();
+        let mut source_numbers: HashMap<&str, usize> = HashMap::new();
+        let mut sources: Vec<String> = Vec::new();
+        let mut rows = Vec::with_capacity(events.len());
+        for event in events {
+            let lane = *lane_numbers.entry(&event.lane).or_insert_with(|| {
+                lanes.push(&event.lane);
+                lanes.len() - 1
+            });
+            let source = *source_numbers.entry(&event.source).or_insert_with(|| {
+                sources.push(event.source.clone());
+                sources.len() - 1
+            });
+            let short = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
+            rows.push(EnqueueRow(
+                short(lane),
+                PackedId(event.id.clone()),
+                short(source),
+                u32::try_from(event.bytes.len()).unwrap_or(u32::MAX),
+                u8::from(event.unrouted),
+            ));
+        }
+        for lane in &lanes {
+            call.push_key(keys.lane(lane));
+        }
+        let checks = events.iter().any(|event| event.needs_checks());
+        let mut key_numbers: HashMap<String, usize> = HashMap::new();
+        let mut numbered = |event: &Encoded, key: &Option<(String, u128)>, call: &mut super::redis::ScriptCall<'_>| {
+            let Some((key, px)) = key else { return (String::new(), String::new()) };
+            let key = keys.dedup(&event.lane.family, key);
+            let next = key_numbers.len() + 1;
+            let number = *key_numbers.entry(key.clone()).or_insert_with(|| {
+                call.push_key(key);
+                next
+            });
+            (number.to_string(), px.to_string())
+        };
+
+        let lane_texts: Vec<String> = lanes.iter().map(ToString::to_string).collect();
+        let blob = journal::encode(&[Record::Enqueue(Enqueue { lanes: lane_texts.clone(), sources, rows })]);
+        call = call
+            .arg(keys.tag())
+            .arg(keys.ctl())
+            .arg(blob)
+            .number(CALL_PX)
+            .number(self.settings.seen_window.as_secs())
+            .number(self.settings.max_families)
+            .number(MAX_BLOCKING_LANES)
+            .number(lanes.len())
+            .number(events.len())
+            .number(if checks { 10 } else { 2 });
+        for (lane, text) in lanes.iter().zip(lane_texts) {
+            call = call.arg(text).arg(lane.family.as_str());
+        }
+        for event in events {
+            let lane = lane_numbers.get(&event.lane).map_or(1, |number| number + 1);
+            call.push_arg(lane.to_string());
+            call.push_arg(event.bytes.as_slice());
+            if checks {
+                let (dedup, dedup_px) = numbered(event, &event.dedup, &mut call);
+                let (once, once_px) = numbered(event, &event.once, &mut call);
+                call.push_arg(event.id.as_str());
+                call.push_arg(if event.supplied_id { "1" } else { "" });
+                call.push_arg(dedup);
+                call.push_arg(dedup_px);
+                call.push_arg(once);
+                call.push_arg(once_px);
+                call.push_arg(event.data_hash.as_str());
+                call.push_arg(event.at.map(|at| at.to_string()).unwrap_or_default());
+            }
+        }
+        call
+    }
+}
+
+/// Reads the script's answer: one line per event (see `append.lua`).
+fn parse_answer(answer: &str, events: &[&Encoded], durability: Durability) -> Result<Vec<Appended>, Error> {
+    let appended: Option<Vec<Appended>> = answer
+        .split('\n')
+        .zip(events)
+        .map(|(line, event)| {
+            let place = |text: &str| {
+                let (lane, entry) = text.trim_end_matches('!').rsplit_once('|')?;
+                Some((lane.parse::<Lane>().ok()?, entry.parse::<EntryId>().ok()))
+            };
+            let known = |event_id: String, (lane, entry_id), by| Appended {
+                event_id,
+                lane,
+                entry_id,
+                duplicate: Some(by),
+                durability,
+            };
+            match line.as_bytes().first()? {
+                b'i' => Some(known(event.id.clone(), place(&line[1..])?, DuplicateBy::Id)),
+                b'w' => {
+                    let (first, _) = line[1..].rsplit_once('|')?.0.rsplit_once('|')?;
+                    Some(known(first.to_owned(), place(&line[1 + first.len() + 1..])?, DuplicateBy::Window))
+                }
+                _ => Some(Appended {
+                    event_id: event.id.clone(),
+                    lane: event.lane.clone(),
+                    entry_id: line.parse().ok(),
+                    duplicate: None,
+                    durability,
+                }),
+            }
+        })
+        .collect();
+    match appended {
+        Some(appended) if appended.len() == events.len() => Ok(appended),
+        _ => Err(Error::Internal(format!("append.lua answered {answer:?}"))),
     }
 }

@@ -1,12 +1,22 @@
 //! Everything Redis holds: lanes, leases, retries, the journal, dead letters, pauses.
 //!
 //! No other folder names a key or calls a script. This folder knows nothing of handlers, HTTP or functions.
+//! Time comes from Redis (`TIME`), not from the caller; scripts are bounded (batches ≤ 512).
 
 pub mod append;
+pub mod bus;
+pub mod complete;
+pub mod control;
 pub mod entry_id;
 pub mod envelope;
 pub mod family;
+pub mod journal;
 pub mod json;
+pub mod keys;
 pub mod lane;
+pub mod lease;
 pub mod priority;
+pub mod records;
 pub mod redis;
+pub mod scripts;
+pub mod sessions;

@@ -1,0 +1,64 @@
+//! The Lua scripts: one file each under `scripts/`, with a header that is the contract.
+
+use std::sync::LazyLock;
+
+/// A script and its SHA-1, by which Redis knows it.
+pub struct Script {
+    /// The text.
+    pub source: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(source: &'static str) -> Self {
+        Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
+    }
+
+    /// SHA-1 of the text, hex.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+macro_rules! scripts {
+    ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {$(
+        $(#[$doc])*
+        pub static $name: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!(concat!("scripts/", $file))));
+    )*};
+}
+
+scripts! {
+    /// Appends events with id and window dedup.
+    APPEND = "append.lua";
+    /// Ends dispatches: acknowledge, retry, dead letter, hand back.
+    COMPLETE = "complete.lua";
+    /// Claims retries whose time has come.
+    DUE = "due.lua";
+    /// Moves scheduled events into their lanes.
+    LATER = "later.lua";
+    /// Opens, renews and closes a session.
+    SESSION = "session.lua";
+    /// Takes over what an ended session held.
+    REAP = "reap.lua";
+    /// Pauses a family.
+    PAUSE = "pause.lua";
+    /// Resumes a family.
+    RESUME = "resume.lua";
+    /// Ends pauses whose time has come.
+    EXPIRE = "expire.lua";
+    /// Acknowledges entries on an operator's word.
+    OPERATOR_ACK = "operator_ack.lua";
+    /// Brings operator-acknowledged entries back.
+    UNDO_ACK = "undo_ack.lua";
+    /// Sends dead letters round again.
+    REDRIVE = "redrive.lua";
+    /// Drops dead letters for good.
+    DROP = "drop.lua";
+    /// Removes entries past their retention.
+    TRIM = "trim.lua";
+    /// Writes journal records that belong to no other change.
+    JOURNAL = "journal.lua";
+    /// Repairs what `queue fsck` found.
+    REPAIR = "repair.lua";
+}

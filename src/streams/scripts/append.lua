@@ -1,0 +1,168 @@
+#!lua
+--[[
+append.lua: append events to their lanes, once per id, dedup key and delivery.
+
+KEYS  1 call (answers of this call)   2 lanes hash   3 families set   4 journal stream   5 ready set   6 wake list
+      7 later zset   8 later:data hash   9.. the distinct lanes' streams, then the distinct dedup keys
+ARGV  1 tag (prefix of seen:<day>)   2 control channel   3 journal blob (MessagePack, one row per event)
+      4 call PX, ms   5 seen window, s (0 = off)   6 max families   7 lanes above which `ready` is kept
+      8 n lanes   9 n events   10 stride (2 = no checks, 10 = checks)
+      11.. per lane: lane name, family; then per event: lane index, envelope
+      and with stride 10: event id, '1' to check the id or '', dedup key index or '', dedup PX,
+      once key index or '', once PX, data hash, at ms or ''
+Returns one line per event, joined by newlines: `<entry id>` appended | `L` scheduled
+      | `i<lane>|<entry id or L>` id seen before | `w<event id>|<lane>|<entry id or L>` window hit;
+      a trailing `!` on an `i` line says that the data differed. Error TOOMANYFAMILIES <event index>.
+Invariant: all or nothing. Everything is read first; the first write is XADD, so a full Redis refuses the call
+      before anything is stored (no allow-oom). A repeated call token is answered from `call`.
+Cost: one XADD per event; one HGET per lane and call; one HMGET per day where ids are checked.
+]]
+local call, lanes, families, journal, ready, wake = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local later, later_data = KEYS[7], KEYS[8]
+local tag, channel, blob = ARGV[1], ARGV[2], ARGV[3]
+local call_px, seen_s, max_families, ready_above = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local n_lanes, n_events, stride = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local lane_args, event_args = 11, 11 + 2 * n_lanes
+
+local known = redis.call('GET', call)
+if known then return known end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- Read: are these lanes known, and is there room for new families?
+local lane_names = {}
+for i = 1, n_lanes do lane_names[i] = ARGV[lane_args + 2 * (i - 1)] end
+local lane_seen = redis.call('HMGET', lanes, unpack(lane_names))
+local new_families, n_new = {}, 0
+for i = 1, n_lanes do
+  if not lane_seen[i] then
+    local family = ARGV[lane_args + 2 * (i - 1) + 1]
+    if not new_families[family] and redis.call('SISMEMBER', families, family) == 0 then
+      new_families[family] = true
+      n_new = n_new + 1
+      if redis.call('SCARD', families) + n_new > max_families then
+        return redis.error_reply('TOOMANYFAMILIES ' .. family)
+      end
+    end
+  end
+end
+
+-- Read: which ids were seen in the last two days?
+local results, seen_value, seen_marks, dedup_marks = {}, {}, {}, {}
+local today
+local function field_of(i)
+  local arg = event_args + stride * (i - 1)
+  return ARGV[lane_args + 2 * (ARGV[arg] - 1) + 1] .. '|' .. ARGV[arg + 2]
+end
+local function checks_id(i) return seen_s > 0 and ARGV[event_args + stride * (i - 1) + 3] == '1' end
+if stride == 10 then
+  local day = math.floor(time[1] / 86400)
+  today = tag .. ':seen:' .. day
+  local fields, events = {}, {}
+  for i = 1, n_events do
+    if checks_id(i) then
+      fields[#fields + 1] = field_of(i)
+      events[#events + 1] = i
+    end
+  end
+  if #fields > 0 then
+    local a = redis.call('HMGET', today, unpack(fields))
+    local b = redis.call('HMGET', tag .. ':seen:' .. (day - 1), unpack(fields))
+    for j = 1, #fields do seen_value[events[j]] = a[j] or b[j] or nil end
+  end
+end
+
+-- Write: new lanes get their group before any reader can meet them, so no reader ever sees NOGROUP.
+for i = 1, n_lanes do
+  local name = lane_names[i]
+  if not lane_seen[i] then
+    redis.pcall('XGROUP', 'CREATE', KEYS[8 + i], 'drainer', '0', 'MKSTREAM')
+    redis.call('SADD', families, ARGV[lane_args + 2 * (i - 1) + 1])
+    redis.call('HSET', lanes, name, now .. ',' .. now)
+    redis.call('PUBLISH', channel, 'lane ' .. name)
+  else
+    local comma = string.find(lane_seen[i], ',', 1, true)
+    local first, last = string.sub(lane_seen[i], 1, comma - 1), tonumber(string.sub(lane_seen[i], comma + 1))
+    if now - last > 60000 then redis.call('HSET', lanes, name, first .. ',' .. now) end
+  end
+end
+
+if stride == 2 then
+  local arg = event_args
+  for i = 1, n_events do
+    results[i] = redis.call('XADD', KEYS[8 + ARGV[arg]], '*', 'e', ARGV[arg + 1])
+    arg = arg + 2
+  end
+else
+  local in_batch, in_window = {}, {}
+  for i = 1, n_events do
+    local arg = event_args + stride * (i - 1)
+    local lane_index, envelope, id = tonumber(ARGV[arg]), ARGV[arg + 1], ARGV[arg + 2]
+    local hash, at = ARGV[arg + 8], ARGV[arg + 9]
+    local name, field = lane_names[lane_index], checks_id(i) and field_of(i)
+    local duplicate
+    if field then
+      -- Value: <ms when first seen>|<data hash>|<lane>|<entry id or L>. The window is not renewed by a hit.
+      local value = in_batch[field] or seen_value[i]
+      if value then
+        local ms, seen_hash, where = string.match(value, '^(%d+)|([^|]*)|(.*)$')
+        if now - tonumber(ms) < seen_s * 1000 then
+          duplicate = 'i' .. where .. (seen_hash ~= hash and '!' or '')
+        end
+      end
+    end
+    local by_id = duplicate ~= nil
+    for slot = 4, 6, 2 do
+      local key_index = ARGV[arg + slot]
+      if not duplicate and key_index ~= '' then
+        local first = in_window[key_index] or redis.call('GET', KEYS[8 + n_lanes + key_index])
+        if first then duplicate = 'w' .. first end
+      end
+    end
+    local where
+    if duplicate then
+      results[i] = duplicate
+      where = string.match(duplicate, '([^|]*|[^|]*)$')
+    else
+      if at ~= '' and tonumber(at) > now then
+        local member = name .. '|' .. id
+        redis.call('ZADD', later, at, member)
+        redis.call('HSET', later_data, member, envelope)
+        results[i] = 'L'
+      else
+        results[i] = redis.call('XADD', KEYS[8 + lane_index], '*', 'e', envelope)
+      end
+      where = name .. '|' .. results[i]
+      for slot = 4, 6, 2 do
+        local key_index = ARGV[arg + slot]
+        if key_index ~= '' then
+          in_window[key_index] = id .. '|' .. where
+          dedup_marks[#dedup_marks + 1] = {KEYS[8 + n_lanes + key_index], id .. '|' .. where, ARGV[arg + slot + 1]}
+        end
+      end
+    end
+    -- The second id of a window hit is remembered too: its retry gets the same answer.
+    if field and not by_id then
+      local value = now .. '|' .. hash .. '|' .. where
+      in_batch[field] = value
+      seen_marks[#seen_marks + 1] = field
+      seen_marks[#seen_marks + 1] = value
+    end
+  end
+end
+
+-- Marks come after the appends: a crash of the script in between costs a duplicate check, never an event.
+if #seen_marks > 0 then
+  redis.call('HSET', today, unpack(seen_marks))
+  redis.call('EXPIRE', today, 2 * 86400 + 3600, 'NX')
+end
+for _, mark in ipairs(dedup_marks) do redis.call('SET', mark[1], mark[2], 'PX', mark[3], 'NX') end
+local answer = table.concat(results, '\n')
+redis.call('XADD', journal, '*', 'b', blob, 's', answer)
+redis.call('SET', call, answer, 'PX', call_px)
+if redis.call('HLEN', lanes) > ready_above then
+  redis.call('SADD', ready, unpack(lane_names))
+  if redis.call('LLEN', wake) < 64 then redis.call('LPUSH', wake, '1') end
+end
+return answer
