@@ -327,6 +327,46 @@ impl Bus {
         Ok(rows.into_iter().filter_map(parse).collect())
     }
 
+    /// When the next retry of `family` is due, ms.
+    pub async fn next_due(&self, family: &Family) -> Result<Option<u64>, Error> {
+        let score: Option<f64> =
+            self.redis.query(redis::cmd("ZSCORE").arg(self.keys.due()).arg(family.as_str())).await?;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Ok(score.map(|ms| ms.max(0.0) as u64))
+    }
+
+    /// Stores what is known of an entry's failed attempts.
+    pub async fn mark_failures(&self, lane: &Lane, id: EntryId, failures: &Failures) -> Result<(), Error> {
+        let record = rmp_serde::to_vec_named(failures)
+            .map_err(|error| Error::Reply { command: "HSET failures", detail: error.to_string() })?;
+        let mut cmd = redis::cmd("HSET");
+        let member = format!("p{}|{id}", lane.priority.number());
+        cmd.arg(self.keys.failures_of(&lane.family)).arg(member).arg(record);
+        self.redis.query::<Value>(&cmd).await?;
+        Ok(())
+    }
+
+    /// Entries waiting or pending in `lanes`, as far as Redis can tell at once.
+    pub async fn waiting_estimate(&self, lanes: &[Lane]) -> Result<u64, Error> {
+        let mut total = 0;
+        for chunk in lanes.chunks(256) {
+            let mut pipeline = redis::pipe();
+            for lane in chunk {
+                pipeline.cmd("XINFO").arg("GROUPS").arg(self.keys.lane(lane));
+            }
+            for reply in self.redis.pipeline_values(&pipeline).await? {
+                let groups: Vec<std::collections::HashMap<String, Value>> =
+                    redis::from_redis_value(reply).unwrap_or_default();
+                let number = |group: &std::collections::HashMap<String, Value>, name| match group.get(name) {
+                    Some(Value::Int(number)) => u64::try_from(*number).unwrap_or(0),
+                    _ => 0,
+                };
+                total += groups.iter().map(|group| number(group, "lag") + number(group, "pending")).sum::<u64>();
+            }
+        }
+        Ok(total)
+    }
+
     /// How many entries of `family` wait for a retry.
     pub async fn due_count(&self, family: &Family) -> Result<u64, Error> {
         self.redis.query(redis::cmd("ZCARD").arg(self.keys.due_of(family))).await

@@ -80,9 +80,9 @@ impl Bus {
         Ok(if status == "ok" { Renewal::Live { expired, ordered } } else { Renewal::Lost })
     }
 
-    /// Ends a session that holds nothing any more.
-    pub async fn close_session(&self, session: &str) -> Result<(), Error> {
-        self.end_session(session, "close").await
+    /// Ends a session. With `holds_entries` it stays as an expired one, so that others take over at their next tick.
+    pub async fn close_session(&self, session: &str, holds_entries: bool) -> Result<(), Error> {
+        self.end_session(session, if holds_entries { "abandon" } else { "close" }).await
     }
 
     /// Removes the mark of a fenced session after all it held was taken over.

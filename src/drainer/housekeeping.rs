@@ -1,0 +1,214 @@
+//! What the loop asks of Redis beside reading and completing: each is a task that answers with an [`Event`].
+//!
+//! All of it is idempotent and takes no input that could be stale: a missed turn costs latency, never correctness.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::session::Event;
+use super::{Settings, Shared};
+use crate::streams::bus::Bus;
+use crate::streams::control::Pauses;
+use crate::streams::family::Family;
+use crate::streams::lane::Lane;
+use crate::streams::lease::{Leased, ReadLane};
+use crate::streams::records::Fact;
+use crate::streams::redis::Error;
+use crate::streams::sessions::Renewal;
+
+/// Retries of one family claimed at once.
+const CLAIM: usize = 64;
+/// Entries taken over at once.
+const REAP: usize = 64;
+
+/// What a tick found.
+#[derive(Debug)]
+pub enum Tick {
+    /// All is well.
+    Live {
+        /// Redis's clock.
+        now_ms: u64,
+        /// Every known lane.
+        lanes: Vec<Lane>,
+        /// Locks of ordered families that are ours.
+        ordered: Vec<String>,
+        /// Sessions to take over.
+        expired: Vec<String>,
+        /// Another live drainer has free slots.
+        others_free: bool,
+    },
+    /// Our session was taken over.
+    Lost,
+    /// Another data set answers than the one we serve.
+    ForeignInstance {
+        /// Its id.
+        found: String,
+    },
+}
+
+/// What decides whether a family may run now.
+#[derive(Debug)]
+pub struct Control {
+    /// The pauses in force.
+    pub pauses: Pauses,
+    /// Families with retries, and when the earliest is due, ms.
+    pub due: Vec<(Family, u64)>,
+    /// When the next scheduled event is due, ms.
+    pub next_later: Option<u64>,
+}
+
+/// Renews the session, learns the lanes, and looks for sessions that have ended.
+pub fn tick(
+    bus: &Bus,
+    shared: &Shared,
+    settings: &Settings,
+    session: &str,
+    details: String,
+    ordered: Vec<String>,
+    events: mpsc::Sender<Event>,
+) {
+    let (bus, session, shared, lease) = (bus.clone(), session.to_owned(), shared.clone(), settings.lease);
+    tokio::spawn(async move {
+        let result = tick_once(&bus, &shared, &session, lease, &details, &ordered).await;
+        let _ = events.send(Event::Tick(Box::new(result))).await;
+    });
+}
+
+async fn tick_once(
+    bus: &Bus,
+    shared: &Shared,
+    session: &str,
+    lease: Duration,
+    details: &str,
+    ordered: &[String],
+) -> Result<Tick, Error> {
+    match bus.known_instance_id().await? {
+        Some(found) if found != shared.instance_id => return Ok(Tick::ForeignInstance { found }),
+        _ => {}
+    }
+    let (mut expired, ordered) = match bus.renew_session(session, false, lease, details, ordered).await? {
+        Renewal::Live { expired, ordered } => (expired, ordered),
+        Renewal::Lost => return Ok(Tick::Lost),
+    };
+    let lanes = bus.lanes().await?;
+    let now_ms = bus.now_ms().await?;
+    let sessions = bus.sessions().await?;
+    if shared.orphan_check_is_due() {
+        // A consumer that holds entries but has no session at all: its zset member was lost or removed by hand.
+        let holders = bus.holders(&lanes).await?;
+        for (_, holder, _) in holders {
+            if !sessions.iter().any(|session| session.id == holder) && !expired.contains(&holder) {
+                expired.push(holder);
+            }
+        }
+    }
+    let free = |details: &serde_json::Value| details.get("free").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let others_free = sessions
+        .iter()
+        .any(|other| other.id != session && other.expires_ms > now_ms && other.details.as_ref().map_or(0, free) > 0);
+    expired.retain(|id| id != session);
+    Ok(Tick::Live { now_ms, lanes, ordered, expired, others_free })
+}
+
+/// Reads pauses and due times; ends expired pauses and moves scheduled events whose time has come.
+pub fn control(bus: &Bus, events: mpsc::Sender<Event>) {
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        let result = async {
+            bus.expire_pauses().await?;
+            let pauses = bus.pauses().await?;
+            let next_later = match bus.promote_later(512).await {
+                // A full Redis keeps scheduled events where they are; that is no reason to stop draining.
+                Err(error) if error.reply_code() == Some("OOM") => None,
+                other => other?.1,
+            };
+            Ok(Control { pauses, due: bus.due_families().await?, next_later })
+        }
+        .await;
+        let _ = events.send(Event::Control(Box::new(result))).await;
+    });
+}
+
+/// Claims retries of `family` whose time has come.
+pub fn claim(bus: &Bus, session: &str, family: Family, events: mpsc::Sender<Event>) {
+    let (bus, session) = (bus.clone(), session.to_owned());
+    tokio::spawn(async move {
+        let (entries, next) = match bus.claim_due(&session, &family, CLAIM).await {
+            Ok(entries) => (entries, bus.next_due(&family).await.ok().flatten()),
+            Err(error) => {
+                tracing::warn!(family = %family, error = %error, "claiming retries failed; trying again");
+                (Vec::new(), None)
+            }
+        };
+        let _ = events.send(Event::Claimed { family, entries, next }).await;
+    });
+}
+
+/// Takes over what ended sessions hold, lane by lane, then forgets them.
+pub fn reap(bus: &Bus, own: &str, ended: Vec<String>, lanes: Vec<Lane>, events: mpsc::Sender<Event>) {
+    let (bus, own) = (bus.clone(), own.to_owned());
+    tokio::spawn(async move {
+        if let Err(error) = reap_all(&bus, &own, &ended, &lanes, &events).await {
+            // Nothing is lost: the next tick finds the same sessions.
+            tracing::warn!(error = %error, "taking over ended sessions failed; trying again");
+        }
+    });
+}
+
+async fn reap_all(
+    bus: &Bus,
+    own: &str,
+    ended: &[String],
+    lanes: &[Lane],
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Error> {
+    let holders = bus.holders(lanes).await?;
+    'sessions: for session in ended {
+        for (lane, _, _) in holders.iter().filter(|(_, holder, _)| holder == session) {
+            loop {
+                let Some(reaped) = bus.reap(session, own, lane, REAP).await? else { continue 'sessions };
+                if !reaped.entries.is_empty() {
+                    tracing::info!(session, lane = %lane, entries = reaped.entries.len(), "took over an ended session's entries");
+                    let entries: Vec<Leased> = reaped.entries;
+                    if events.send(Event::Granted(entries)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                if !reaped.more {
+                    break;
+                }
+            }
+        }
+        bus.forget_session(session).await?;
+    }
+    Ok(())
+}
+
+/// Creates the group of lanes that lost it, and journals that.
+pub fn recreate_groups(bus: &Bus, lanes: Vec<ReadLane>) {
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        for ReadLane { lane, .. } in lanes {
+            if let Ok(true) = bus.create_group(&lane).await {
+                tracing::error!(lane = %lane, "the lane had lost its consumer group; created again, run `joelclaw queue fsck`");
+                let fact = Fact::new("queue", "queue.lane.recreated").warn().with("lane", lane.to_string());
+                let _ = bus.journal([fact]).await;
+            }
+        }
+    });
+}
+
+/// Takes lanes off the ready set and tells the loop to read them.
+pub fn mark_ready(bus: &Bus, events: mpsc::Sender<Event>) {
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        if let Ok(lanes) = bus.take_ready(128).await {
+            for lane in lanes {
+                if events.send(Event::Hint(format!("ready {lane}"))).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+}
