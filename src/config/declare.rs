@@ -163,11 +163,20 @@ pub fn span() -> Kind<Duration> {
 
 /// A size within the range.
 pub fn bytes<T: TryFrom<u64> + 'static>(within: RangeInclusive<u64>) -> Kind<T> {
-    let expects = format!("bytes {} to {}, or 512k, 8MiB", within.start(), within.end());
+    let expects = format!("size {} to {}", in_units(*within.start()), in_units(*within.end()));
     Kind::new(expects, move |text| {
         let size = parse_bytes(text)?;
         within.contains(&size).then(|| T::try_from(size).ok()).flatten()
     })
+}
+
+/// A bound in the largest unit that divides it.
+fn in_units(size: u64) -> String {
+    let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| size > 0 && size.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{}{name}", size / unit),
+        None => format!("{size} bytes"),
+    }
 }
 
 /// A share of Redis's memory, a size, or `off`.

@@ -46,11 +46,11 @@ pub enum DurabilityClass {
 settings! {
     /// Where things are, and how the program talks.
     pub struct SystemConfig in "system" {
-        /// The routing table, merged over the built-in entries. A change is picked up without a restart.
+        /// The routing table, merged over the built-in entries; relative to the env file. A change is picked up without a restart.
         registry: PathBuf = path(), "SYSTEM_BUS_REGISTRY", default "registry.toml";
         /// The start of every key in Redis. Two installations on one Redis need two prefixes.
         key_prefix: String = key_prefix(), "SYSTEM_BUS_KEY_PREFIX", default "joelclaw:bus";
-        /// Data of the managed Redis, and its socket.
+        /// Data of the managed Redis, and its socket. The default on macOS is `~/Library/Application Support/system-bus`.
         data_dir: PathBuf = path(), "SYSTEM_BUS_DATA_DIR", default DATA_DIR;
         /// Log filter, as `info` or `system_bus=debug,warn`. Unset: errors for commands, info for services.
         log: Option<String> = optional(text()), "SYSTEM_BUS_LOG", default "";
