@@ -1,3 +1,5 @@
 //! The `joelclaw` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    system_bus::cli::run()
+}

@@ -1,1 +1,358 @@
-//! cli
+//! The command line: parse, load the configuration, run one command, print one outcome.
+//!
+//! A command is a file: its `Args` (clap) and `run(&Args, &Context) -> Result<Report, Failure>`. It never prints and
+//! never chooses an exit code by itself: [`output`] does both from what it returns. To add one, add its variant to
+//! [`Configured`] and its line to [`Configured::run`].
+//!
+//! Every way to end is an outcome: wrong usage (2), a broken configuration (2 or 78), a panic (70) print an envelope
+//! like any failure. Help and version are text.
+
+pub mod completions;
+pub mod config;
+pub mod explain;
+pub mod output;
+pub mod render;
+
+use std::io::IsTerminal;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::config::{Config, Sources};
+use crate::diagnose::Exit;
+use output::{Asked, Failure, Mode, Output, Report};
+
+/// Webhooks and scripts append events to Redis Streams; handlers run on them, and nothing is lost
+#[derive(Debug, Parser)]
+#[command(name = "joelclaw", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// One JSON envelope, also at a terminal (JOELCLAW_OUTPUT=json does the same)
+    #[arg(long, global = true, alias = "toon")]
+    pub json: bool,
+    /// The items of a list, one JSON document a line
+    #[arg(long, global = true, conflicts_with = "json")]
+    pub ndjson: bool,
+    /// The result alone: no hints, no progress, no warnings
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// Details on stderr
+    #[arg(long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// No colour (as NO_COLOR)
+    #[arg(long, global = true)]
+    pub no_color: bool,
+    /// The Redis to use, before REDIS_URL of the env file and of the environment
+    #[arg(long, global = true, value_name = "URL")]
+    pub redis_url: Option<String>,
+    /// The env file, instead of ~/.config/system-bus.env
+    #[arg(long, global = true, value_name = "PATH")]
+    pub env_file: Option<std::path::PathBuf>,
+    /// Repeat every so many seconds until interrupted
+    #[arg(long, global = true, value_name = "SECS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Configured(Configured),
+    #[command(flatten)]
+    Offline(Offline),
+}
+
+/// Commands that work without any configuration, and so also with a broken one.
+#[derive(Debug, Subcommand)]
+enum Offline {
+    Explain(explain::Args),
+    Completions(completions::Args),
+}
+
+/// Commands that run with a configuration. New ones are added here.
+#[derive(Debug, Subcommand)]
+pub enum Configured {
+    /// Show every setting in force and what chose it
+    Config(config::Args),
+}
+
+impl Configured {
+    /// A service runs until it is told to stop; anything else answers and ends.
+    fn is_service(&self) -> bool {
+        match self {
+            Self::Config(_) => false,
+        }
+    }
+
+    async fn run(&self, context: &Context) -> Result<Report, Failure> {
+        match self {
+            Self::Config(args) => config::run(args, context),
+        }
+    }
+}
+
+/// What a command is given.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The configuration in force.
+    pub config: Config,
+    /// How this run talks: for streams ([`Output::line`]) and progress.
+    pub output: Output,
+    /// Path of the command, as `joelclaw queue depth`.
+    pub command: String,
+}
+
+impl Context {
+    /// `{url, origin}` of the Redis in use, for every result that came from it; with the warnings about its choice.
+    pub fn redis_origin(&self) -> Value {
+        let redis = &self.config.redis;
+        let mut origin = json!({ "url": redis.display, "origin": redis.origin });
+        let warnings: Vec<_> = self.config.warnings.iter().filter(|w| w.code.starts_with("CONFIG_REDIS_")).collect();
+        if !warnings.is_empty() {
+            origin["warnings"] = json!(warnings);
+        }
+        origin
+    }
+}
+
+/// Runs the process's command line.
+pub fn run() -> ExitCode {
+    let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let matches = match Cli::command().try_get_matches_from(&args) {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&args, &error),
+    };
+    let command = path_of(&matches);
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&args, &error),
+    };
+    let Global { json, ndjson, quiet, verbose, no_color, .. } = cli.global;
+    let output = Output::of_process(Asked { json, ndjson, quiet, verbose, no_color });
+    let outcome = guard(|| match cli.command {
+        Command::Offline(Offline::Explain(args)) => Ending::Outcome(explain::run(&args)),
+        Command::Offline(Offline::Completions(args)) => Ending::Outcome(completions::run(&args)),
+        Command::Configured(configured) => execute(&configured, &cli.global, &command, &output),
+    });
+    match outcome {
+        Ending::Outcome(outcome) => output.finish(&command, outcome),
+        Ending::Streamed(exit) => exit,
+    }
+}
+
+/// How a command ended.
+enum Ending {
+    /// Still to be printed.
+    Outcome(Result<Report, Failure>),
+    /// Everything is printed.
+    Streamed(ExitCode),
+}
+
+fn execute(configured: &Configured, global: &Global, command: &str, output: &Output) -> Ending {
+    let mut sources = Sources::of_process().flag("REDIS_URL", global.redis_url.clone());
+    sources.env_file = global.env_file.clone();
+    let config = match Config::load(&sources) {
+        Ok(config) => config,
+        Err(error) => return Ending::Outcome(Err(error.into())),
+    };
+    let is_service = configured.is_service();
+    install_tracing(&config, output, is_service);
+    if is_service {
+        config.warnings.iter().for_each(|warning| tracing::warn!(code = warning.code, "{}", warning.message));
+    } else if !matches!(configured, Configured::Config(_)) {
+        output.warn(&config.warnings);
+    }
+    let context = Context { config, output: output.clone(), command: command.to_owned() };
+    // Services use every core; an answer is there before a pool of threads would be.
+    let mut builder = if is_service {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = match builder.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let message = format!("the runtime did not start: {error}");
+            let fix = "Check the limits on threads and open files of this user.";
+            return Ending::Outcome(Err(Failure::new("INTERNAL_ERROR", Exit::Internal, message, fix)));
+        }
+    };
+    let ending = runtime.block_on(async {
+        match global.watch {
+            Some(_) if is_service => Ending::Outcome(Err(Failure::new(
+                "USAGE_ERROR",
+                Exit::Usage,
+                "--watch is for commands that show something; this one runs until it is stopped",
+                "Leave --watch out.",
+            ))),
+            Some(seconds) => watch(configured, &context, Duration::from_secs(seconds)).await,
+            None => Ending::Outcome(configured.run(&context).await),
+        }
+    });
+    // A blocked read on stdin must not hold the process back.
+    runtime.shutdown_background();
+    ending
+}
+
+/// Repeats a command: a page at a terminal, a `snapshot` line a time otherwise. Ends by an interrupt or a failure.
+async fn watch(configured: &Configured, context: &Context, every: Duration) -> Ending {
+    const INTERRUPTED: u8 = 130;
+    let output = &context.output;
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = tokio::signal::ctrl_c() => {
+                if output.mode != Mode::Human {
+                    output.line(&json!({ "type": "result", "ok": true, "command": context.command,
+                        "result": { "reason": "interrupted" }, "next_actions": [] }));
+                }
+                return Ending::Streamed(ExitCode::from(INTERRUPTED));
+            }
+        }
+        let outcome = configured.run(context).await;
+        let is_read = match (&outcome, output.mode) {
+            (Err(failure), Mode::Json | Mode::Ndjson) => {
+                let exit = failure.exit();
+                let mut line = output::envelope(&context.command, &outcome);
+                line["type"] = json!("error");
+                output.line(&line);
+                return Ending::Streamed(ExitCode::from(exit as u8));
+            }
+            (Err(_), Mode::Human) => return Ending::Outcome(outcome),
+            (Ok(_), Mode::Human) => output.page(&output.render(&context.command, &outcome).stdout),
+            (Ok(report), _) => {
+                let ts = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+                output.line(&json!({ "type": "snapshot", "result": output::result_of(report), "ts": ts }))
+            }
+        };
+        if !is_read {
+            return Ending::Streamed(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// `joelclaw queue depth`: the names of the subcommands, without arguments.
+fn path_of(matches: &clap::ArgMatches) -> String {
+    let mut path = String::from("joelclaw");
+    let mut level = matches;
+    while let Some((name, inner)) = level.subcommand() {
+        path.push(' ');
+        path.push_str(name);
+        level = inner;
+    }
+    path
+}
+
+/// The same for arguments that do not parse: as many names as are known.
+fn path_of_args(args: &[std::ffi::OsString]) -> String {
+    let mut path = String::from("joelclaw");
+    let mut level = Cli::command();
+    for word in args.iter().skip(1).filter_map(|arg| arg.to_str()) {
+        if let Some(inner) = level.find_subcommand(word).cloned() {
+            path.push(' ');
+            path.push_str(inner.get_name());
+            level = inner;
+        }
+    }
+    path
+}
+
+/// Help and version are what was asked for; anything else is wrong usage.
+fn refuse(args: &[std::ffi::OsString], error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return output::print_help(&error.render().to_string());
+    }
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let output = Output::of_process(Asked { json: has("--json") || has("--ndjson"), ..Asked::default() });
+    let text = output::redact(&error.render().to_string());
+    if output.mode == Mode::Human {
+        return output::print_usage(&text);
+    }
+    let command = path_of_args(args);
+    let (code, message) = match error.kind() {
+        ErrorKind::InvalidSubcommand => ("UNKNOWN_COMMAND", first_paragraph(&text)),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            ("USAGE_ERROR", "a command is missing".to_owned())
+        }
+        _ => ("USAGE_ERROR", first_paragraph(&text)),
+    };
+    let suggested = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => names.first().cloned(),
+        Some(ContextValue::String(name)) => Some(name.clone()),
+        _ => None,
+    };
+    let fix = suggested.map_or_else(|| format!("{command} --help"), |name| format!("{command} {name}"));
+    output.finish(&command, Err(Failure::new(code, Exit::Usage, message, fix)))
+}
+
+fn first_paragraph(text: &str) -> String {
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let paragraph = lines.collect::<Vec<_>>().join(" ");
+    paragraph.strip_prefix("error: ").unwrap_or(&paragraph).to_owned()
+}
+
+/// What the last panic said. A panic of a service's task is logged where it happens; one of the command itself also
+/// ends it, and then the envelope tells.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+fn guard(body: impl FnOnce() -> Ending) -> Ending {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+        let payload = info.payload();
+        let text =
+            payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let message = format!("{}{place}", text.unwrap_or("panic"));
+        tracing::error!("panic: {message}");
+        *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+    }));
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        let message = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let fix = "Report this with the output of joelclaw config.";
+        Ending::Outcome(Err(Failure::new("INTERNAL_ERROR", Exit::Internal, format!("internal fault: {message}"), fix)))
+    })
+}
+
+/// Logs go to stderr. In pipes a command that works is silent there.
+fn install_tracing(config: &Config, output: &Output, is_service: bool) {
+    use tracing_subscriber::EnvFilter;
+    let default = match (output.is_verbose, output.is_quiet, is_service) {
+        (true, _, _) => "info,system_bus=debug",
+        (_, true, true) => "warn",
+        (_, _, true) => "info",
+        _ => "error",
+    };
+    let asked = config.system.log.as_deref();
+    let (filter, is_bad) = match asked.map(EnvFilter::try_new) {
+        Some(Ok(filter)) => (filter, false),
+        Some(Err(_)) => (EnvFilter::new(default), true),
+        None => (EnvFilter::new(default), false),
+    };
+    // A second call (a test in this process) keeps the first subscriber.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output.is_colored && std::io::stderr().is_terminal())
+        .with_target(output.is_verbose)
+        .try_init();
+    if is_bad {
+        tracing::warn!("SYSTEM_BUS_LOG is no log filter; using {default}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! `joelclaw explain <CODE>`: what a code means and what to do. One table for all codes that anything here emits.
+
+use serde_json::json;
+
+use super::output::{Failure, NextAction, Report};
+use super::render::Human;
+use crate::config::nearest;
+use crate::diagnose::Exit;
+
+/// Explain an error code; without one, list them all
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:\n  joelclaw explain REDIS_UNREACHABLE\n  joelclaw explain")]
+pub struct Args {
+    /// A code from an error or a warning
+    code: Option<String>,
+}
+
+struct Code {
+    code: &'static str,
+    means: &'static str,
+    fix: &'static str,
+}
+
+const fn code(code: &'static str, means: &'static str, fix: &'static str) -> Code {
+    Code { code, means, fix }
+}
+
+/// In alphabetical order.
+const CODES: &[Code] = &[
+    code("CODE_UNKNOWN", "No such code exists.", "List them with `joelclaw explain`."),
+    code(
+        "CONFIG_FILE_LINE",
+        "A line of the env file is neither KEY=value nor a comment. It is ignored; its text is not shown because it may be a secret.",
+        "Correct the line whose number the warning names: a quote may not be closed.",
+    ),
+    code(
+        "CONFIG_FILE_MODE",
+        "The env file holds secrets and others on this machine may read it.",
+        "Run the `chmod 600` that the warning shows.",
+    ),
+    code(
+        "CONFIG_FILE_UNREADABLE",
+        "The env file can't be read. It must be readable when --env-file or SYSTEM_BUS_ENV_FILE names it; the usual one may be missing.",
+        "Name an existing file, or correct its permissions.",
+    ),
+    code(
+        "CONFIG_INVALID_VALUE",
+        "A setting has a value that is not accepted; its default is used.",
+        "See `joelclaw config --docs` for what is accepted.",
+    ),
+    code(
+        "CONFIG_REDIS_HOST",
+        "Redis was chosen by REDIS_HOST and REDIS_PORT, which can't name a password, a database or TLS.",
+        "Put REDIS_URL in the env file that the warning names.",
+    ),
+    code(
+        "CONFIG_REDIS_MISMATCH",
+        "The env file and the environment name different Redis servers. The file's is used, so that commands act on the Redis that the service uses.",
+        "Unset REDIS_URL in the shell, or make both the same.",
+    ),
+    code(
+        "CONFIG_REDIS_URL_INVALID",
+        "The Redis URL can't be read. No other Redis is used in its place.",
+        "Write redis://user:password@host:6379/0, rediss://… or unix:///path/redis.sock; % encode special characters.",
+    ),
+    code("CONFIG_SECRET_FILE", "A file of secrets can't be read.", "Make it readable for the user of the service."),
+    code(
+        "CONFIG_UNKNOWN_KEY",
+        "The env file has a key with one of our prefixes that is no setting: most likely a typo.",
+        "Correct the key; `joelclaw config --docs` lists all.",
+    ),
+    code(
+        "EVENT_KEY_MISSING",
+        "INNGEST_URL names an external server but INNGEST_EVENT_KEY is not set, so every dispatch there would fail.",
+        "Set INNGEST_EVENT_KEY, or unset INNGEST_URL.",
+    ),
+    code(
+        "INTERNAL_ERROR",
+        "A fault of this program.",
+        "Report it with the output of `joelclaw config`, which shows no secrets.",
+    ),
+    code("INVALID_EVENT_NAME", "The event name is not usable.", "Use a name such as content/updated."),
+    code(
+        "INVALID_JSON",
+        "The data is no JSON; the message has the position.",
+        "Check quoting: -d '{\"n\":1}', or -d @file.",
+    ),
+    code("INVALID_PRIORITY", "The priority is none of P0 to P3.", "Use P0 (now) to P3 (whenever)."),
+    code(
+        "INVALID_SINCE",
+        "The time is neither a timestamp, an ISO-8601 time nor an age.",
+        "Use for example --since 15m or --since 2026-03-07T19:33:05Z.",
+    ),
+    code("NOT_AN_OBJECT", "Event data has to be a JSON object.", "Wrap the value: {\"items\":[1]}."),
+    code(
+        "NOT_DURABLE",
+        "The event is appended but not confirmed as safely as was asked for.",
+        "Check appendfsync or the replicas, then repeat it with the same id.",
+    ),
+    code(
+        "QUEUE_ACK_LEASED",
+        "A drainer is working on the entry.",
+        "Wait for it, or use --force if that drainer is gone for good.",
+    ),
+    code(
+        "QUEUE_CONTROL_INVALID_TTL",
+        "A pause lasts from 60 s to the configured maximum.",
+        "Use for example --ttl 10m.",
+    ),
+    code(
+        "QUEUE_CONTROL_STATUS_FAILED",
+        "The state of the pauses can't be read.",
+        "Check Redis with `joelclaw config`.",
+    ),
+    code("QUEUE_FAMILY_NOT_PAUSED", "There is no pause to end.", "See `joelclaw queue control status`."),
+    code(
+        "QUEUE_FULL",
+        "Redis uses more memory than the queue may fill. Nothing was appended; pausing, acknowledging and redriving still work.",
+        "Let the drainer catch up, shorten QUEUE_RETAIN, or raise QUEUE_MEMORY_BUDGET or maxmemory.",
+    ),
+    code(
+        "QUEUE_MESSAGE_MISSING",
+        "No such entry is stored: it was completed and trimmed, acknowledged, or never appended.",
+        "Look for its id with `joelclaw queue list`.",
+    ),
+    code("REASON_REQUIRED", "The change is recorded and needs a reason.", "Add --reason with a few words."),
+    code(
+        "REDIS_REFUSED",
+        "Redis answered a command with an error.",
+        "Read the message; the user may lack a permission, or Redis may be read-only or out of memory.",
+    ),
+    code(
+        "REDIS_UNREACHABLE",
+        "Redis gave no answer in time.",
+        "`joelclaw config` shows which Redis is used and what chose it.",
+    ),
+    code(
+        "TOO_LARGE",
+        "The event is over QUEUE_MAX_EVENT_BYTES.",
+        "Keep the payload elsewhere and emit a reference, or raise the limit (at most 3 MiB).",
+    ),
+    code(
+        "TOO_MANY_FAMILIES",
+        "There are QUEUE_MAX_FAMILIES event names already.",
+        "Put ids into the data, not into the name; or raise the limit.",
+    ),
+    code("UNKNOWN_COMMAND", "There is no such command.", "See `joelclaw --help`."),
+    code("UNKNOWN_ERROR", "An error without a code of its own.", "Inspect the message and retry."),
+    code(
+        "UNKNOWN_FAMILY",
+        "No event of this name was ever appended. Pausing ahead is allowed.",
+        "Check the name with `joelclaw queue depth`.",
+    ),
+    code(
+        "UNKNOWN_OUTCOME",
+        "The connection broke and nobody knows whether the event is stored.",
+        "Repeat it with the same id: a stored event is answered as a duplicate.",
+    ),
+    code(
+        "UNROUTED",
+        "No registry entry and no function wants this event.",
+        "Add a route to the registry file, or emit without --strict to keep it until one appears.",
+    ),
+    code("USAGE_ERROR", "The arguments are not what the command takes.", "Add --help to the command."),
+];
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<Report, Failure> {
+    let Some(asked) = &args.code else {
+        let list: Vec<_> = CODES.iter().map(|entry| json!({ "code": entry.code, "means": entry.means })).collect();
+        let rows = CODES.iter().map(|entry| vec![entry.code.to_owned(), entry.means.to_owned()]);
+        let human = Human::new().table(&["CODE", "MEANS"], rows);
+        return Ok(Report::new(json!({ "count": list.len(), "codes": list }), human).list("codes"));
+    };
+    let wanted = asked.trim().to_ascii_uppercase();
+    let Some(entry) = CODES.iter().find(|entry| entry.code == wanted) else {
+        let near = nearest(&wanted, CODES.iter().map(|entry| entry.code));
+        let fix = near.map_or_else(|| "joelclaw explain".to_owned(), |near| format!("joelclaw explain {near}"));
+        let failure = Failure::new("CODE_UNKNOWN", Exit::NotFound, format!("no code `{asked}`"), fix);
+        return Err(failure.next(NextAction::new("explain", "List all codes")));
+    };
+    let result = json!({ "code": entry.code, "means": entry.means, "fix": entry.fix });
+    let human = Human::new().title(entry.code).text(entry.means).text(format!("What to do: {}", entry.fix));
+    Ok(Report::new(result, human))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_sorted_and_complete() {
+        assert!(CODES.is_sorted_by(|a, b| a.code < b.code));
+        assert!(CODES.iter().all(|entry| entry.means.ends_with('.') && entry.fix.ends_with('.')));
+    }
+
+    #[test]
+    fn a_typo_gets_the_code_that_was_meant() {
+        let failure = run(&Args { code: Some("redis_unreachble".into()) }).unwrap_err();
+        assert_eq!(failure.exit(), Exit::NotFound);
+        assert!(format!("{failure:?}").contains("explain REDIS_UNREACHABLE"));
+    }
+}

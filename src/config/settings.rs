@@ -1,0 +1,168 @@
+//! Every setting, once: variable, kind, default, meaning. `joelclaw config --docs` prints this file as a table.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::declare::{
+    bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, memory_budget, ms, optional, path, seconds, secret,
+    settings, share, span, span_or_off, text, words,
+};
+use super::units::{Cidr, MemoryBudget};
+
+/// The largest event anyone can allow: an entry has to fit a script call, a lane read and a journal page.
+pub const MAX_EVENT_BYTES_LIMIT: u64 = 3 << 20;
+/// The first delay doubles with each failure up to this.
+pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: u64 = 24 * HOUR_MS;
+
+const DATA_DIR: &str =
+    if cfg!(target_os = "macos") { "~/Library/Application Support/system-bus" } else { "~/.local/share/system-bus" };
+
+/// How families of one priority share the drainer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fairness {
+    /// Deficit round robin: a burst of one family can't starve another.
+    Drr,
+    /// Strict time order.
+    Off,
+}
+
+/// When an append is answered as accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DurabilityClass {
+    /// Redis answered.
+    Memory,
+    /// On the disk of the Redis that answered.
+    Disk,
+    /// On a replica as well.
+    Replica,
+}
+
+settings! {
+    /// Where things are, and how the program talks.
+    pub struct SystemConfig in "system" {
+        /// The routing table, merged over the built-in entries; relative to the env file. A change is picked up without a restart.
+        registry: PathBuf = path(), "SYSTEM_BUS_REGISTRY", default "registry.toml";
+        /// The start of every key in Redis. Two installations on one Redis need two prefixes.
+        key_prefix: String = key_prefix(), "SYSTEM_BUS_KEY_PREFIX", default "joelclaw:bus";
+        /// Data of the managed Redis, and its socket. The default on macOS is `~/Library/Application Support/system-bus`.
+        data_dir: PathBuf = path(), "SYSTEM_BUS_DATA_DIR", default DATA_DIR;
+        /// Log filter, as `info` or `system_bus=debug,warn`. Unset: errors for commands, info for services.
+        log: Option<String> = optional(text()), "SYSTEM_BUS_LOG", default "";
+    }
+
+    /// What the queue accepts and keeps.
+    pub struct QueueConfig in "queue" {
+        /// Emitters that use the queue: github, discovery, discovery-captured, subscriptions, content.
+        pilot_words: Vec<String> = words(), "QUEUE_PILOTS", default "";
+        /// When an append is answered: in Redis's memory, on its disk, or on a replica.
+        durability: DurabilityClass = choice(&[("memory", DurabilityClass::Memory), ("disk", DurabilityClass::Disk), ("replica", DurabilityClass::Replica)]), "QUEUE_DURABILITY", default "memory";
+        /// The largest event, envelope included. Keep bigger payloads elsewhere and emit a reference.
+        max_event_bytes: usize = bytes(1024..=MAX_EVENT_BYTES_LIMIT), "QUEUE_MAX_EVENT_BYTES", default "512KiB";
+        /// Event names known at most: names come from outside, and each lane costs about 5 KB in Redis.
+        max_families: usize = count(1..=1_000_000), "QUEUE_MAX_FAMILIES", default "10000";
+        /// Appends are refused above this much of Redis's memory; acknowledging, pausing and redriving go on.
+        memory_budget: MemoryBudget = memory_budget(), "QUEUE_MEMORY_BUDGET", default "80%";
+        /// How long finished entries stay, to inspect and replay. Undelivered ones are never trimmed.
+        retain: Option<Duration> = span_or_off(), "QUEUE_RETAIN", default "24h";
+        /// Finished entries kept per family, newest first. Unset: no limit by count.
+        retain_count: Option<u64> = optional(count(1..=1_000_000_000)), "QUEUE_RETAIN_COUNT", default "";
+        /// Bytes of finished entries kept per family. Unset: no limit by size.
+        retain_bytes: Option<u64> = optional(bytes(1024..=1 << 50)), "QUEUE_RETAIN_BYTES", default "";
+        /// How long the journal of what happened stays.
+        journal_retain: Duration = span(), "QUEUE_JOURNAL_RETAIN", default "7d";
+        /// How long an id given by the caller is remembered; 0 turns that off.
+        seen_ttl: Duration = ms(0..=30 * DAY_MS), "QUEUE_SEEN_TTL_MS", default "86400000";
+        /// The longest pause anyone may ask for.
+        pause_max_ttl: Duration = ms(60_000..=30 * DAY_MS), "QUEUE_PAUSE_MAX_TTL_MS", default "86400000";
+    }
+
+    /// How the drainer dispatches.
+    pub struct DrainerConfig in "drainer" {
+        /// Off: the process stays up and reports `disabled`.
+        is_enabled: bool = flag(), "QUEUE_DRAINER_ENABLED", default "true";
+        /// Dispatches in flight in this process. Raise it when handlers wait on the network; family limits hold below it.
+        concurrency: usize = count(1..=4096), "QUEUE_DRAINER_CONCURRENCY", default "16";
+        /// The safety tick: due retries, expiries, lost wake-ups. New events wake the drainer at once.
+        interval: Duration = ms(50..=HOUR_MS), "QUEUE_DRAIN_INTERVAL_MS", default "2000";
+        /// Delay before the second attempt; doubles to 10 min with each failure, with full jitter.
+        failure_backoff: Duration = ms(1..=600_000), "QUEUE_DRAIN_FAILURE_BACKOFF_MS", default "1000";
+        /// Attempts before an entry becomes a dead letter.
+        max_attempts: u32 = count(1..=1000), "QUEUE_DRAIN_MAX_ATTEMPTS", default "12";
+        /// Connect and answer of an append to an external Inngest server.
+        send_timeout: Duration = ms(1..=HOUR_MS), "QUEUE_DRAIN_SEND_TIMEOUT_MS", default "10000";
+        /// `http` and `command` handlers, unless their registry entry says otherwise.
+        handler_timeout: Duration = ms(1..=DAY_MS), "QUEUE_DRAIN_HANDLER_TIMEOUT_MS", default "15000";
+        /// How long a dispatch may go unrenewed before another drainer takes the entry. Renewed at a third.
+        lease: Duration = ms(1000..=HOUR_MS), "QUEUE_DRAIN_LEASE_MS", default "30000";
+        /// The watchdog ends the process when nothing moved for this long and nothing explains it.
+        stall_after: Duration = ms(1000..=DAY_MS), "QUEUE_DRAIN_STALL_AFTER_MS", default "45000";
+        /// P2 and P3 gain one level per this much waiting, never above P1.
+        aging_promotion: Duration = ms(100..=30 * DAY_MS), "QUEUE_AGING_PROMOTION_MS", default "300000";
+        /// How long a stop waits for handlers before it hands their entries back.
+        stop_deadline: Duration = ms(1..=HOUR_MS), "QUEUE_STOP_DEADLINE_MS", default "10000";
+        /// Entries read ahead per lane. They are leased while they wait, so keep it small.
+        prefetch: usize = count(1..=256), "QUEUE_PREFETCH", default "4";
+        /// Bytes read ahead in all.
+        prefetch_bytes: usize = bytes(64 << 10..=1 << 30), "QUEUE_PREFETCH_BYTES", default "8MiB";
+        /// `drr` shares fairly among the families of one priority; `off` is strict time order.
+        fairness: Fairness = choice(&[("drr", Fairness::Drr), ("off", Fairness::Off)]), "QUEUE_FAIRNESS", default "drr";
+        /// Dispatches that go to the oldest entry below the chosen level, so that endless P0 can't stop P2.
+        low_share: f64 = share(), "QUEUE_LOW_SHARE", default "5%";
+    }
+
+    /// The HTTP server.
+    pub struct ServerConfig in "server" {
+        /// The port.
+        port: u16 = count(1..=65_535), "WORKER_PORT", default "3111";
+        /// The address to listen on. Loopback unless set: the operator endpoints share the port with the webhooks, so opening it to a network is a decision (a tunnel or reverse proxy reaches loopback).
+        bind: IpAddr = ip(), "WORKER_BIND", default "127.0.0.1";
+    }
+
+    /// The webhook gateway.
+    pub struct WebhookConfig in "webhook" {
+        /// The largest body of a delivery.
+        max_body_bytes: usize = bytes(1..=26_214_400), "WEBHOOK_MAX_BODY_BYTES", default "262144";
+        /// How long a delivery id is remembered. A week covers GitHub's three days of manual redelivery.
+        dedup_ttl: Duration = seconds(1..=2_592_000), "WEBHOOK_DEDUP_TTL_SECONDS", default "604800";
+        /// Failed verifications per provider and address before 429.
+        auth_failure_limit: u32 = count(1..=1_000_000), "WEBHOOK_AUTH_FAILURE_LIMIT", default "20";
+        /// The window of that limit.
+        auth_failure_window: Duration = seconds(1..=86_400), "WEBHOOK_AUTH_FAILURE_WINDOW_SECONDS", default "60";
+        /// Deadline of the append; below every provider's own deadline, the shortest being 5 s.
+        append_timeout: Duration = ms(1..=60_000), "WEBHOOK_APPEND_TIMEOUT_MS", default "4000";
+        /// Whose `x-forwarded-for` is believed.
+        trusted_proxies: Vec<Cidr> = cidrs(), "WEBHOOK_TRUSTED_PROXIES", default "127.0.0.0/8,::1";
+        /// The secret of GitHub's webhook.
+        github_secret: Option<SecretString> = optional(secret()), "GITHUB_WEBHOOK_SECRET", default "";
+        /// The same from a file, one per line; wins over the variable.
+        github_secret_file: Option<PathBuf> = optional(path()), "GITHUB_WEBHOOK_SECRET_FILE", default "";
+        /// The secret before the last rotation, still accepted.
+        github_secret_previous: Option<SecretString> = optional(secret()), "GITHUB_WEBHOOK_SECRET_PREVIOUS", default "";
+        /// The same from a file.
+        github_secret_previous_file: Option<PathBuf> = optional(path()), "GITHUB_WEBHOOK_SECRET_PREVIOUS_FILE", default "";
+    }
+
+    /// An external Inngest server for `inngest` handlers.
+    pub struct InngestConfig in "inngest" {
+        /// The server. Needs INNGEST_EVENT_KEY.
+        url: Option<String> = optional(http_url()), "INNGEST_URL", default "", environment_first;
+        /// Its event key.
+        event_key: Option<SecretString> = optional(secret()), "INNGEST_EVENT_KEY", default "", environment_first;
+        /// Its signing key.
+        signing_key: Option<SecretString> = optional(secret()), "INNGEST_SIGNING_KEY", default "", environment_first;
+    }
+
+    /// Where telemetry goes beside the journal.
+    pub struct TelemetryConfig in "telemetry" {
+        /// An extra HTTP sink for telemetry records. No dispatch ever waits for it.
+        emit_url: Option<String> = optional(http_url()), "OTEL_EMIT_URL", default "", environment_first;
+        /// Sent to that sink as `x-otel-emit-token`.
+        emit_token: Option<SecretString> = optional(secret()), "OTEL_EMIT_TOKEN", default "", environment_first;
+    }
+}
