@@ -2,8 +2,8 @@
 //!
 //! | way in | file | proof of the sender |
 //! |---|---|---|
-//! | `POST /webhooks/<provider>` | gateway, `providers/` one file each | the provider's signature over the raw bytes |
-//! | `POST /e/<key>` | event API | an event key |
+//! | `POST /webhooks/<provider>` | [`gateway`], `providers/` one file each | the provider's signature over the raw bytes |
+//! | `POST /e/<key>` | [`event_api`] | an event key |
 //! | `joelclaw queue emit` | the command line calls [`admission`] | access to Redis |
 //!
 //! # Invariants
@@ -12,7 +12,9 @@
 //! 3. A batch is validated whole before its first append.
 
 pub mod admission;
+pub mod event_api;
 pub mod fields;
+pub mod gateway;
 pub mod limiter;
 pub mod peer;
 pub mod providers;
