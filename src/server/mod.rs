@@ -206,4 +206,51 @@ mod tests {
         assert_eq!((error.code(), error.exit()), ("PORT_IN_USE", Exit::Config));
         assert!(error.fix().contains(&holder.local_addr().unwrap().port().to_string()));
     }
+
+    /// Serves `router`; the address, the stop switch and the running server.
+    async fn serving(
+        router: Router,
+        drain: Duration,
+    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, cancel) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let served = tokio::spawn(serve(listener, router, cancel.clone(), drain));
+        (address, cancel, served)
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_and_not_the_end() {
+        let failing = Router::new().route("/", get(|| async { panic!("by design") as Response }));
+        let (address, _cancel, _served) =
+            serving(failing.layer(CatchPanicLayer::custom(panicked)), Duration::from_secs(1)).await;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        for _ in 0..2 {
+            let response = client.get(format!("http://{address}/")).send().await.unwrap();
+            assert_eq!(response.status(), 500);
+            assert_eq!(response.text().await.unwrap(), r#"{"ok":false,"error":"Internal error"}"#);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_in_flight_ends_before_the_server_does_unless_it_outlives_the_drain() {
+        for (drain, is_answered) in [(Duration::from_secs(30), true), (Duration::from_millis(10), false)] {
+            let (entered, release) = (CancellationToken::new(), CancellationToken::new());
+            let (enters, waits) = (entered.clone(), release.clone());
+            let slow = move || async move {
+                enters.cancel();
+                waits.cancelled().await;
+                "done"
+            };
+            let (address, cancel, served) = serving(Router::new().route("/", get(slow)), drain).await;
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            let request = tokio::spawn(client.get(format!("http://{address}/")).send());
+            entered.cancelled().await;
+            cancel.cancel();
+            if is_answered {
+                release.cancel();
+                assert_eq!(request.await.unwrap().unwrap().text().await.unwrap(), "done");
+            }
+            served.await.unwrap().unwrap();
+        }
+    }
 }
