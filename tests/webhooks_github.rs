@@ -304,3 +304,26 @@ async fn unknown_paths_and_methods_are_answered_in_json() {
     assert_eq!(answer(client().get(server.url("/health/ready"))).await.1["ok"], true);
     assert_eq!(answer(client().get(server.url("/"))).await.1["service"], "system-bus");
 }
+
+#[tokio::test]
+async fn of_all_published_examples_exactly_the_six_that_we_take_emit() {
+    let Ok(path) = std::env::var("OCTOKIT_EXAMPLES") else { return };
+    let examples = load(&std::fs::read_to_string(path).unwrap());
+    let server = server().await;
+    let (client, mut sent) = (client(), 0);
+    for event in examples.as_array().unwrap() {
+        for example in event["examples"].as_array().unwrap() {
+            let body = example.to_string();
+            let request = client.post(server.url("/webhooks/github"));
+            let request = request.header("x-github-event", event["name"].as_str().unwrap());
+            let request = request.header("x-github-delivery", format!("corpus-{sent}"));
+            let request = request.header("x-hub-signature-256", sign(body.as_bytes()));
+            assert_eq!(answer(request.body(body)).await.0, 200, "{}", event["name"]);
+            sent += 1;
+        }
+    }
+    let names: Vec<String> = server.memory.events().iter().map(|event| event.name.to_string()).collect();
+    let count = |name: &str| names.iter().filter(|other| *other == name).count();
+    assert_eq!((sent, names.len()), (329, 6));
+    assert_eq!((count("github/workflow_run.completed"), count("github/package.published")), (3, 3));
+}

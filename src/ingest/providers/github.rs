@@ -77,7 +77,8 @@ fn is_form(delivery: &Delivery) -> bool {
 /// The sender's delivery id, where it is one that can be part of an event id.
 fn sent_id(delivery: &Delivery) -> Option<&str> {
     let id = delivery.header("x-github-delivery")?.trim();
-    (!id.is_empty() && id.len() <= MAX_DELIVERY_BYTES).then_some(id)
+    let fits = !id.is_empty() && id.len() <= MAX_DELIVERY_BYTES && id.bytes().all(|b| b.is_ascii_graphic());
+    fits.then_some(id)
 }
 
 /// The delivery id, or one made of the body: the same bytes have the same id.
