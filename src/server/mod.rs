@@ -1,1 +1,256 @@
-//! server
+//! The HTTP server: puts the parts' routes together, logs each request, stops gracefully.
+//!
+//! | path | part |
+//! |---|---|
+//! | `/` | what this is, for probes and people |
+//! | `/health`, `/health/live`, `/health/ready` | [`health`] |
+//! | `/webhooks…` | [`crate::ingest::gateway`] |
+//! | `/e/<key>` | [`crate::ingest::event_api`] |
+//!
+//! A request's log line never holds a query string, a body, a header or an event key. A panic in a handler is a 500
+//! and a log line, not the end of the process.
+
+pub mod health;
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+
+use crate::diagnose::{Diagnose, Exit};
+use crate::ingest::event_api::EventApi;
+use crate::ingest::gateway::{self, Gateway, ProviderTag};
+use health::Readiness;
+
+/// Largest body on routes that set no limit of their own.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// The parts that the server serves.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// `/webhooks`.
+    pub gateway: Gateway,
+    /// `/e`.
+    pub event_api: EventApi,
+    /// `/health/ready`.
+    pub readiness: Readiness,
+}
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else listens there. We never stop the holder.
+    #[error("{address} is in use by another process")]
+    AddressInUse {
+        /// Where we wanted to listen.
+        address: SocketAddr,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address can't be used for another reason.
+    #[error("can't listen on {address}: {source}")]
+    Bind {
+        /// Where we wanted to listen.
+        address: SocketAddr,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Serving ended with a fault.
+    #[error("the HTTP server failed: {0}")]
+    Serve(#[source] std::io::Error),
+}
+
+impl Diagnose for Error {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::AddressInUse { .. } => "PORT_IN_USE",
+            Self::Bind { .. } => "BIND_FAILED",
+            Self::Serve(_) => "SERVER_FAILED",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            // Not a quick restart: the port will still be taken.
+            Self::AddressInUse { .. } | Self::Bind { .. } => Exit::Config,
+            Self::Serve(_) => Exit::Internal,
+        }
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            Self::AddressInUse { address, .. } => {
+                format!("Stop what listens on port {}, or set WORKER_PORT to a free one.", address.port())
+            }
+            Self::Bind { .. } => "Set WORKER_BIND and WORKER_PORT to an address of this machine.".into(),
+            Self::Serve(_) => "joelclaw doctor".into(),
+        }
+    }
+}
+
+/// Listens on `address`.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => Error::AddressInUse { address, source },
+        _ => Error::Bind { address, source },
+    })
+}
+
+/// All routes.
+pub fn router(parts: Parts) -> Router {
+    let Parts { gateway, event_api, readiness } = parts;
+    let ready = move || {
+        let readiness = readiness.clone();
+        async move { readiness.answer().await }
+    };
+    let own = Router::new()
+        .route("/", get(service))
+        .route("/health", get(alive))
+        .route("/health/live", get(alive))
+        .route("/health/ready", get(ready))
+        .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
+    // Both count bytes while they read, by their own limits.
+    let counted = gateway.router().merge(event_api.router()).layer(DefaultBodyLimit::disable());
+    let all = own.merge(counted).fallback(not_found).method_not_allowed_fallback(method_not_allowed);
+    all.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(log))
+}
+
+/// Serves until `cancel`; then takes no new connection and gives requests in flight `drain` to end.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    cancel: CancellationToken,
+    drain: Duration,
+) -> Result<(), Error> {
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(cancel.clone().cancelled_owned());
+    let deadline = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        result = serving.into_future() => result.map_err(Error::Serve),
+        () = deadline => {
+            tracing::warn!(action = "server.drain_expired", drain_ms = drain.as_millis(), "requests were still running");
+            Ok(())
+        }
+    }
+}
+
+async fn service() -> Json<Value> {
+    Json(json!({
+        "service": "system-bus",
+        "status": "running",
+        "version": env!("CARGO_PKG_VERSION"),
+        "webhooks": { "endpoint": "/webhooks/:provider", "providers": gateway::provider_ids() },
+        "events": { "endpoint": "/e/:key" },
+        "health": { "live": "/health/live", "ready": "/health/ready" },
+    }))
+}
+
+async fn alive() -> Json<Value> {
+    Json(json!({ "ok": true }))
+}
+
+async fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, Json(json!({ "ok": false, "error": "Not found" }))).into_response()
+}
+
+async fn method_not_allowed() -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "ok": false, "error": "Method not allowed" }))).into_response()
+}
+
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!(action = "server.panic", panic = text.unwrap_or("of unknown type"));
+    (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "ok": false, "error": "Internal error" }))).into_response()
+}
+
+/// One line a request. The route's pattern is logged where there is one: a path may hold an event key.
+async fn log(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let route = match request.extensions().get::<MatchedPath>() {
+        Some(route) => route.as_str().to_owned(),
+        None if request.uri().path().starts_with("/e/") => "/e/…".to_owned(),
+        None => request.uri().path().chars().take(120).collect(),
+    };
+    let response = next.run(request).await;
+    let provider = response.extensions().get::<ProviderTag>().map(|tag| tag.0);
+    let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
+    tracing::info!(action = "http.request", %method, ?route, status, provider, ms);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_busy_port_is_a_configuration_error_that_names_it() {
+        let holder = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let error = bind(holder.local_addr().unwrap()).await.unwrap_err();
+        assert_eq!((error.code(), error.exit()), ("PORT_IN_USE", Exit::Config));
+        assert!(error.fix().contains(&holder.local_addr().unwrap().port().to_string()));
+    }
+
+    /// Serves `router`; the address, the stop switch and the running server.
+    async fn serving(
+        router: Router,
+        drain: Duration,
+    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, cancel) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let served = tokio::spawn(serve(listener, router, cancel.clone(), drain));
+        (address, cancel, served)
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_and_not_the_end() {
+        let failing = Router::new().route("/", get(|| async { panic!("by design") as Response }));
+        let (address, _cancel, _served) =
+            serving(failing.layer(CatchPanicLayer::custom(panicked)), Duration::from_secs(1)).await;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        for _ in 0..2 {
+            let response = client.get(format!("http://{address}/")).send().await.unwrap();
+            assert_eq!(response.status(), 500);
+            assert_eq!(response.text().await.unwrap(), r#"{"ok":false,"error":"Internal error"}"#);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_in_flight_ends_before_the_server_does_unless_it_outlives_the_drain() {
+        for (drain, is_answered) in [(Duration::from_secs(30), true), (Duration::from_millis(10), false)] {
+            let (entered, release) = (CancellationToken::new(), CancellationToken::new());
+            let (enters, waits) = (entered.clone(), release.clone());
+            let slow = move || async move {
+                enters.cancel();
+                waits.cancelled().await;
+                "done"
+            };
+            let (address, cancel, served) = serving(Router::new().route("/", get(slow)), drain).await;
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            let request = tokio::spawn(client.get(format!("http://{address}/")).send());
+            entered.cancelled().await;
+            cancel.cancel();
+            if is_answered {
+                release.cancel();
+                assert_eq!(request.await.unwrap().unwrap().text().await.unwrap(), "done");
+            }
+            served.await.unwrap().unwrap();
+        }
+    }
+}
