@@ -8,5 +8,6 @@ pub mod envelope;
 pub mod family;
 pub mod json;
 pub mod lane;
+pub mod managed;
 pub mod priority;
 pub mod redis;
