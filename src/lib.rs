@@ -3,6 +3,7 @@
 //! Arrows point one way: `cli`, `server` → `drainer`, `ingest` → `registry` → `streams` → `config`.
 //! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`] is used by every layer.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod diagnose;
@@ -10,4 +11,5 @@ pub mod drainer;
 pub mod ingest;
 pub mod registry;
 pub mod server;
+pub mod service;
 pub mod streams;

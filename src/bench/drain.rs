@@ -9,11 +9,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Plan, Scenario, bus, fill, flush, median, raw, rate, rounded, whole};
+use super::{Error, Plan, Scenario, bus, fill, flush, median, rate, raw, rounded, whole};
 use crate::drainer::handlers::{Dispatch, Handler, Outcome};
 use crate::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
 use crate::drainer::scheduler::{Fairness, Rules};
-use crate::drainer::{Drainer, Settings};
+use crate::drainer::{Drainer, Retention, Settings};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
 use crate::streams::priority::Priority;
@@ -30,7 +30,12 @@ pub struct Probe {
 impl Probe {
     /// Counts calls; with `starts`, sends the time of each.
     pub fn new(starts: Option<mpsc::UnboundedSender<Instant>>) -> Arc<Self> {
-        Arc::new(Self { calls: AtomicUsize::new(0), stop_at: AtomicUsize::new(usize::MAX), reached: Notify::new(), starts })
+        Arc::new(Self {
+            calls: AtomicUsize::new(0),
+            stop_at: AtomicUsize::new(usize::MAX),
+            reached: Notify::new(),
+            starts,
+        })
     }
 
     /// Waits until `count` calls were made since the start.
@@ -116,9 +121,11 @@ impl Running {
                 aging: Duration::from_secs(300),
                 fairness: Fairness::Drr,
                 low_share: 5,
+                first_window: 4,
                 prefetch: 256,
                 prefetch_bytes: 8 << 20,
             },
+            retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
             unsafe_eviction: false,
         };
         let stop = CancellationToken::new();

@@ -48,8 +48,7 @@ pub async fn append(redis: &Redis, events: usize) -> Result<f64, Error> {
 pub async fn drain(redis: &Redis, events: usize) -> Result<f64, Error> {
     const CLIENTS: usize = 2;
     append(redis, events).await?;
-    let create = redis.query::<Value>(redis::cmd("XGROUP").arg("CREATE").arg(STREAM).arg("raw").arg("0"));
-    create.await?;
+    redis.query::<Value>(redis::cmd("XGROUP").arg("CREATE").arg(STREAM).arg("raw").arg("0")).await?;
     let started = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..CLIENTS {

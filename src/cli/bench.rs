@@ -1,16 +1,47 @@
 //! `joelclaw bench`: measure the pipeline beside the raw Redis ceiling.
 
-use serde_json::json;
+use std::io::IsTerminal as _;
+use std::time::Duration;
 
-use super::output::{Failure, Human, Report};
-use super::{Context, render};
-use crate::bench::{self, Plan};
-use crate::diagnose::{Diagnose, Exit, chain};
+use super::Context;
+use super::output::{Failure, Report};
+use super::render::{self, Human};
+use crate::bench::{self, Plan, Scenario};
+use crate::diagnose::{Diagnose, Exit};
+use crate::streams::managed::{ManagedOptions, ManagedRedis};
 use crate::streams::redis::Redis;
 
+impl Diagnose for bench::Error {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Redis(error) => error.code(),
+            Self::Append(error) => error.code(),
+            Self::TooSlow { .. } => "BENCH_TOO_SLOW",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Redis(error) => error.exit(),
+            Self::Append(error) => error.exit(),
+            Self::TooSlow { .. } => Exit::Unhealthy,
+        }
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            Self::Redis(error) => error.fix(),
+            Self::Append(error) => error.fix(),
+            Self::TooSlow { .. } => "Try a smaller run: joelclaw bench --events 20000 --backlog 100000".into(),
+        }
+    }
+}
+
 /// Measure appends, draining and latency beside the raw Redis ceiling
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  joelclaw bench\n  joelclaw bench --only drain --rounds 5\n  joelclaw bench --json > bench.json\n\nStarts a throwaway redis-server of its own (AOF everysec) and leaves nothing behind.")]
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Examples:\n  joelclaw bench\n  joelclaw bench --only drain --rounds 5\n  joelclaw bench --json > bench.json\n\nStarts a throwaway redis-server of its own (AOF everysec) and leaves nothing behind."
+)]
 pub struct Args {
     /// Events per round of append and drain
     #[arg(long, default_value_t = 200_000)]
@@ -44,19 +75,98 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         rounds: usize::from(args.rounds),
         samples: args.samples.max(100),
         backlog: args.backlog,
-        concurrency: context.config.drainer.concurrency.into(),
+        concurrency: context.config.drainer.concurrency,
         only: args.only.clone(),
     };
     let report = match &args.throwaway_redis {
         Some(url) => {
-            let redis = Redis::open(url, "the throwaway Redis").map_err(|error| Failure::from(&error))?;
+            let redis = Redis::open(url, "the throwaway Redis")?;
             refuse_if_used(&redis).await?;
             measure(&redis, &plan, context).await?
         }
         None => with_own_redis(&plan, context).await?,
     };
-    let rows = report.scenarios.iter().map(row).collect();
     let columns = ["SCENARIO", "PER SECOND", "RAW", "RATIO", "P50", "P99", "TARGET", ""];
-    let human = Human::new().table(&columns, rows);
-    Ok(Report::new(json!(report), human).list("scenarios"))
+    let human = Human::new().table(&columns, report.scenarios.iter().map(row));
+    Ok(Report::new(report, human).list("scenarios"))
+}
+
+/// On a Redis of its own, gone afterwards.
+async fn with_own_redis(plan: &Plan, context: &Context) -> Result<bench::Report, Failure> {
+    let internal = |error: std::io::Error| {
+        Failure::new(
+            "INTERNAL_ERROR",
+            Exit::Internal,
+            error.to_string(),
+            "Check that the temporary directory is writable.",
+        )
+    };
+    let dir = tempfile::tempdir().map_err(internal)?;
+    let mut options = ManagedOptions::new(dir.path().join("redis"));
+    options.binary = std::env::var_os("SYSTEM_BUS_REDIS_SERVER").map(Into::into);
+    let server = ManagedRedis::start(options).await?;
+    let url = server.url();
+    let redis = Redis::open(&url, &url)?;
+    // A rewrite of the append-only file in the middle would be measured too.
+    redis.query::<redis::Value>(redis::cmd("CONFIG").arg("SET").arg("auto-aof-rewrite-percentage").arg(0)).await?;
+    let measured = measure(&redis, plan, context).await;
+    server.stop().await?;
+    measured
+}
+
+async fn measure(redis: &Redis, plan: &Plan, context: &Context) -> Result<bench::Report, Failure> {
+    let spinner = match std::io::stderr().is_terminal() && !context.output.is_quiet {
+        true => indicatif::ProgressBar::new_spinner(),
+        false => indicatif::ProgressBar::hidden(),
+    };
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    let report = bench::run(redis, plan, |what| spinner.set_message(what.to_owned())).await;
+    spinner.finish_and_clear();
+    Ok(report?)
+}
+
+async fn refuse_if_used(redis: &Redis) -> Result<(), Failure> {
+    let keys: u64 = redis.query(&redis::cmd("DBSIZE")).await?;
+    if keys == 0 {
+        return Ok(());
+    }
+    let message = format!("that Redis holds {keys} keys; a benchmark would remove them");
+    Err(Failure::new(
+        "REDIS_NOT_EMPTY",
+        Exit::Refused,
+        message,
+        "joelclaw bench (without --throwaway-redis starts its own)",
+    ))
+}
+
+fn row(scenario: &Scenario) -> Vec<String> {
+    let number = |value: Option<u64>| value.map(grouped).unwrap_or_default();
+    let time = |value: Option<u64>| value.map(|us| format!("{us} µs")).unwrap_or_default();
+    let mut name = scenario.name.to_owned();
+    if let Some(bytes) = scenario.resident_bytes {
+        name = format!("{name} ({} resident)", render::bytes(bytes));
+    }
+    vec![
+        name,
+        number(scenario.per_s),
+        number(scenario.raw_per_s),
+        scenario.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+        time(scenario.p50_us),
+        time(scenario.p99_us),
+        scenario.target.to_owned(),
+        if scenario.reached { "reached".into() } else { "missed".into() },
+    ]
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }

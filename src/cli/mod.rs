@@ -7,11 +7,13 @@
 //! Every way to end is an outcome: wrong usage (2), a broken configuration (2 or 78), a panic (70) print an envelope
 //! like any failure. Help and version are text.
 
+pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod explain;
 pub mod output;
 pub mod render;
+pub mod up;
 
 use std::io::IsTerminal;
 use std::panic::{self, AssertUnwindSafe};
@@ -86,21 +88,43 @@ enum Offline {
 /// Commands that run with a configuration. New ones are added here.
 #[derive(Debug, Subcommand)]
 pub enum Configured {
+    /// Everything on this machine
+    Up(up::UpArgs),
+    /// HTTP alone
+    Serve(up::ServeArgs),
+    /// Dispatching alone
+    Drainer(up::DrainerArgs),
     /// Show every setting in force and what chose it
     Config(config::Args),
+    /// Measure the pipeline
+    Bench(bench::Args),
 }
 
 impl Configured {
     /// A service runs until it is told to stop; anything else answers and ends.
     fn is_service(&self) -> bool {
         match self {
+            Self::Up(_) | Self::Serve(_) | Self::Drainer(_) | Self::Bench(_) => true,
             Self::Config(_) => false,
+        }
+    }
+
+    /// Settings that this command takes as flags.
+    fn flags(&self) -> Vec<(&'static str, Option<String>)> {
+        match self {
+            Self::Up(args) => args.flags(),
+            Self::Drainer(args) => args.flags(),
+            _ => Vec::new(),
         }
     }
 
     async fn run(&self, context: &Context) -> Result<Report, Failure> {
         match self {
+            Self::Up(args) => up::up(args, context).await,
+            Self::Serve(args) => up::serve(args, context).await,
+            Self::Drainer(args) => up::drainer(args, context).await,
             Self::Config(args) => config::run(args, context),
+            Self::Bench(args) => bench::run(args, context).await,
         }
     }
 }
@@ -165,6 +189,9 @@ enum Ending {
 fn execute(configured: &Configured, global: &Global, command: &str, output: &Output) -> Ending {
     let mut sources = Sources::of_process().flag("REDIS_URL", global.redis_url.clone());
     sources.env_file = global.env_file.clone();
+    for (key, value) in configured.flags() {
+        sources = sources.flag(key, value);
+    }
     let config = match Config::load(&sources) {
         Ok(config) => config,
         Err(error) => return Ending::Outcome(Err(error.into())),

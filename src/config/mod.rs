@@ -107,6 +107,13 @@ impl Pilot {
     ];
 }
 
+impl std::fmt::Display for Pilot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = Self::ALL.iter().find(|(_, pilot)| pilot == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
 /// The emitters that use the queue (QUEUE_PILOTS).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pilots(BTreeSet<Pilot>);
@@ -233,6 +240,11 @@ impl Config {
         }
     }
 
+    /// Secrets that a registry entry names (`secret_env`).
+    pub fn named_secrets(&self) -> NamedSecrets {
+        NamedSecrets { env_file: self.env_file.clone() }
+    }
+
     /// The names of the settings whose values differ, for `config.changed`.
     pub fn changed_keys(&self, before: &Self) -> Vec<&'static str> {
         let mut changed: Vec<_> = self
@@ -246,6 +258,22 @@ impl Config {
             changed.push("REDIS_URL");
         }
         changed
+    }
+}
+
+/// Settings that only the operator knows the names of: from the env file, then from the environment. Read at each
+/// look-up, so that a secret added together with a registry entry needs no restart.
+#[derive(Debug, Clone)]
+pub struct NamedSecrets {
+    env_file: PathBuf,
+}
+
+impl NamedSecrets {
+    /// The secret of this name, unless it is unset or blank.
+    pub fn get(&self, name: &str) -> Option<SecretString> {
+        let from_file = EnvFile::read(&self.env_file).ok().and_then(|file| file.values.get(name).cloned());
+        let value = from_file.or_else(|| std::env::var(name).ok())?;
+        (!value.trim().is_empty()).then(|| SecretString::from(value))
     }
 }
 

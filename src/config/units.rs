@@ -81,6 +81,14 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// The loopback ranges of both families.
+    pub const fn loopback() -> [Self; 2] {
+        [
+            Self { address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), prefix: 8 },
+            Self { address: IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), prefix: 128 },
+        ]
+    }
+
     /// `10.0.0.0/8`, `::1`, `2001:db8::/32`.
     pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = match text.split_once('/') {

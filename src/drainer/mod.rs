@@ -56,8 +56,23 @@ pub struct Settings {
     pub stop_deadline: Duration,
     /// Order and prefetch.
     pub rules: Rules,
+    /// What is kept after it is done.
+    pub retention: Retention,
     /// Drain although Redis may evict.
     pub unsafe_eviction: bool,
+}
+
+/// How long done entries and the journal stay. Undelivered and pending entries are never removed.
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// Done entries by age; `None` keeps them all.
+    pub done: Option<Duration>,
+    /// Done entries per lane, newest first.
+    pub count: Option<u64>,
+    /// Bytes of a lane.
+    pub bytes: Option<u64>,
+    /// The journal, by age.
+    pub journal: Duration,
 }
 
 /// Why a drainer does not start.

@@ -20,9 +20,6 @@ use crate::streams::family::Family;
 use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
 
-/// Heads a lane starts with; grows while they are used up quickly.
-pub const FIRST_WINDOW: usize = 4;
-
 /// How families share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fairness {
@@ -41,6 +38,8 @@ pub struct Rules {
     pub fairness: Fairness,
     /// Percent of dispatches that go to the oldest head below the chosen level.
     pub low_share: u8,
+    /// Heads a lane starts with; grows while they are used up quickly.
+    pub first_window: usize,
     /// Heads in memory, over all lanes.
     pub prefetch: usize,
     /// Bytes of heads in memory, over all lanes.
@@ -105,9 +104,9 @@ struct LaneHeads<T> {
     average_bytes: usize,
 }
 
-impl<T> Default for LaneHeads<T> {
-    fn default() -> Self {
-        Self { known: false, heads: VecDeque::new(), more: false, window: FIRST_WINDOW, filled_ms: 0, average_bytes: 0 }
+impl<T> LaneHeads<T> {
+    const fn new(window: usize) -> Self {
+        Self { known: false, heads: VecDeque::new(), more: false, window, filled_ms: 0, average_bytes: 0 }
     }
 }
 
@@ -168,7 +167,7 @@ impl<T> Scheduler<T> {
         }
         self.families.push(FamilyState {
             name: family.clone(),
-            lanes: std::array::from_fn(|_| LaneHeads::default()),
+            lanes: std::array::from_fn(|_| LaneHeads::new(self.rules.first_window)),
             limits: Limits::default(),
             held: false,
             running: 0,
@@ -316,9 +315,9 @@ impl<T> Scheduler<T> {
         // Used up within 50 ms: take more at once. Half a second and still there: take less, others may be idle.
         let age = now_ms.saturating_sub(state.filled_ms);
         if age < 50 {
-            state.window = (state.window * 2).min(self.rules.prefetch.max(FIRST_WINDOW));
+            state.window = (state.window * 2).min(self.rules.prefetch.max(self.rules.first_window));
         } else if age > 500 {
-            state.window = (state.window / 2).max(FIRST_WINDOW);
+            state.window = (state.window / 2).max(self.rules.first_window);
         }
         state.filled_ms = now_ms;
     }
@@ -346,7 +345,7 @@ impl<T> Scheduler<T> {
     /// Lanes to wait for: nothing is known to be there.
     pub fn wants_wait(&self) -> Vec<Lane> {
         self.readable()
-            .filter(|(_, state)| !state.more && state.heads.len() < FIRST_WINDOW)
+            .filter(|(_, state)| !state.more && state.heads.len() < self.rules.first_window)
             .map(|(lane, _)| lane)
             .collect()
     }
@@ -448,7 +447,7 @@ impl<T> Scheduler<T> {
             state.heads = kept;
             if !out.is_empty() {
                 // They come back by the due set; the lane itself may hold more.
-                state.window = FIRST_WINDOW;
+                state.window = self.rules.first_window;
             }
             for head in out {
                 self.heads -= 1;
@@ -486,7 +485,7 @@ impl<T> Scheduler<T> {
         let priority = Priority::ALL[lane];
         let state = &mut self.families[index];
         let head = state.lanes[lane].heads.pop_front()?;
-        self.changed |= state.lanes[lane].heads.len() + 1 == FIRST_WINDOW;
+        self.changed |= state.lanes[lane].heads.len() + 1 == self.rules.first_window;
         state.running += 1;
         if let Some(rate) = state.limits.rate_per_s {
             #[allow(clippy::cast_precision_loss)]
@@ -593,6 +592,7 @@ mod tests {
             aging: Duration::from_secs(300),
             fairness: Fairness::Drr,
             low_share: 0,
+            first_window: 4,
             prefetch: 256,
             prefetch_bytes: 8 << 20,
         }

@@ -309,7 +309,7 @@ impl Session {
         if !wanted.is_empty() {
             self.waited_for.clone_from(&wanted);
             let lanes = self.read_lanes(wanted);
-            self.wait_reader.ask(Request { lanes, count: super::scheduler::FIRST_WINDOW, block: Some(BLOCK) });
+            self.wait_reader.ask(Request { lanes, count: self.settings.rules.first_window, block: Some(BLOCK) });
         }
     }
 

@@ -31,10 +31,16 @@ pub trait Append: Send + Sync {
     fn append(&self, events: Vec<NewEvent>) -> BoxFuture<'_, Result<Vec<Appended>, append::Error>>;
 }
 
+impl Append for append::Appender {
+    fn append(&self, events: Vec<NewEvent>) -> BoxFuture<'_, Result<Vec<Appended>, append::Error>> {
+        Box::pin(Self::append(self, events))
+    }
+}
+
 /// What the registry says about an event name.
 pub trait Routes: Send + Sync {
-    /// The entry for `family`; `data` lets an entry derive a dedup key.
-    fn route(&self, family: &Family, data: &JsonObject) -> Route;
+    /// The entry for `family`; `source` and `data` let an entry derive a dedup key.
+    fn route(&self, family: &Family, source: &str, data: &JsonObject) -> Route;
 }
 
 /// See [`Routes::route`].
@@ -349,13 +355,13 @@ impl Admission {
     fn prepare(&self, emit: &Emit<'_>, place: Place, now: i64) -> Result<Prepared, Error> {
         let name: Family = emit.name.parse().map_err(|source| Error::InvalidEventName { place, source })?;
         let data = object(emit.data, "data", place)?;
-        let route = self.routes.route(&name, &data);
+        let source = source(emit.source, place)?;
+        let route = self.routes.route(&name, &source, &data);
         if emit.strict && !route.is_routed {
             return Err(Error::Unrouted { place, name });
         }
         let (priority, priority_ignored) = priority(emit.priority, route.priority, place)?;
         let dedup_key = dedup_key(emit.dedup_key, place)?.or(route.dedup_key);
-        let source = source(emit.source, place)?;
         let event = NewEvent {
             id: event_id(emit.id, place)?,
             meta: Some(meta(emit.meta, &source, place)?),
@@ -474,7 +480,7 @@ mod tests {
 
     struct Registry;
     impl Routes for Registry {
-        fn route(&self, family: &Family, _data: &JsonObject) -> Route {
+        fn route(&self, family: &Family, _source: &str, _data: &JsonObject) -> Route {
             Route {
                 priority: Priority::P1,
                 dedup_window: Some(Duration::from_secs(60)),

@@ -27,8 +27,9 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::admission::{Admission, AskedPriority, Emit};
 use super::fields::{Fields, json_string, object_text};
-use super::peer::{Network, Peer};
+use super::peer::Peer;
 use super::request_body;
+use crate::config::Cidr;
 use crate::diagnose::{Diagnose, chain};
 
 /// Names that only the functions engine may emit.
@@ -52,7 +53,7 @@ pub struct EventApiSettings {
     /// How long a durable append may take.
     pub append_timeout: Duration,
     /// Whose `x-forwarded-for` is believed.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<Cidr>,
 }
 
 impl Default for EventApiSettings {
@@ -64,7 +65,7 @@ impl Default for EventApiSettings {
             max_body_bytes: 16 * 1024 * 1024,
             body_timeout: Duration::from_secs(30),
             append_timeout: Duration::from_secs(10),
-            trusted_proxies: Network::loopback().to_vec(),
+            trusted_proxies: Cidr::loopback().to_vec(),
         }
     }
 }

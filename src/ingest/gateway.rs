@@ -29,10 +29,11 @@ use serde_json::{Value, json};
 use super::admission::{self, Admission, Emit};
 use super::fields::{json_string, object_text};
 use super::limiter::AuthFailures;
-use super::peer::{Network, Peer};
+use super::peer::Peer;
 use super::providers::{self, DeliveryKey, NormalizedEvent, Provider};
 use super::request_body;
 use super::signature::{Delivery, Refusal, Secrets};
+use crate::config::Cidr;
 use crate::diagnose::chain;
 use crate::streams::append::Once;
 use crate::streams::json::JsonObject;
@@ -60,7 +61,7 @@ pub struct GatewaySettings {
     /// The window of that count.
     pub auth_failure_window: Duration,
     /// Whose `x-forwarded-for` is believed.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<Cidr>,
     /// Emitters that use the queue, lower case.
     pub pilots: BTreeSet<String>,
 }
@@ -76,7 +77,7 @@ impl Default for GatewaySettings {
             hash_dedup_window: Duration::from_secs(300),
             auth_failure_limit: 20,
             auth_failure_window: Duration::from_secs(60),
-            trusted_proxies: Network::loopback().to_vec(),
+            trusted_proxies: Cidr::loopback().to_vec(),
             pilots: BTreeSet::new(),
         }
     }

@@ -3,64 +3,11 @@
 //! `x-forwarded-for` is believed only from trusted proxies, and then its right-most hop that is not itself one.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::str::FromStr;
 
 use axum::extract::ConnectInfo;
 use axum::http::{Extensions, HeaderMap};
 
-/// A range of addresses, written `10.0.0.0/8` or as one address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u32,
-}
-
-impl Network {
-    /// The loopback ranges of both families.
-    #[must_use]
-    pub const fn loopback() -> [Self; 2] {
-        [
-            Self { address: IpAddr::V4(Ipv4Addr::LOCALHOST), prefix: 8 },
-            Self { address: IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), prefix: 128 },
-        ]
-    }
-
-    /// Whether `address` lies in this range.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                let distance = own.to_bits() ^ other.to_bits();
-                distance.checked_shr(32 - self.prefix).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                let distance = own.to_bits() ^ other.to_bits();
-                distance.checked_shr(128 - self.prefix).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-/// The text is not an address range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an address range such as 10.0.0.0/8")]
-pub struct ParseNetworkError(String);
-
-impl FromStr for Network {
-    type Err = ParseNetworkError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (address, prefix) = text.trim().split_once('/').map_or((text.trim(), None), |(a, p)| (a, Some(p)));
-            let address: IpAddr = address.parse().ok()?;
-            let longest = if address.is_ipv4() { 32 } else { 128 };
-            let prefix = prefix.map_or(Some(longest), |prefix| prefix.parse().ok())?;
-            (prefix <= longest).then_some(Self { address, prefix })
-        };
-        parse().ok_or_else(|| ParseNetworkError(text.to_owned()))
-    }
-}
+use crate::config::Cidr;
 
 /// The sender of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +23,7 @@ pub struct Peer {
 impl Peer {
     /// Reads the peer that the server noted and what `headers` say.
     #[must_use]
-    pub fn of(extensions: &Extensions, headers: &HeaderMap, trusted: &[Network]) -> Self {
+    pub fn of(extensions: &Extensions, headers: &HeaderMap, trusted: &[Cidr]) -> Self {
         match extensions.get::<ConnectInfo<SocketAddr>>() {
             Some(ConnectInfo(socket)) => Self::resolve(socket.ip(), headers, trusted),
             // Not served over TCP: nobody in particular, and certainly not trusted.
@@ -84,7 +31,7 @@ impl Peer {
         }
     }
 
-    fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> Self {
+    fn resolve(peer: IpAddr, headers: &HeaderMap, trusted: &[Cidr]) -> Self {
         let peer = peer.to_canonical();
         let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
         let is_forwarded = ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(|name| headers.contains_key(*name));
@@ -115,8 +62,8 @@ mod tests {
         for line in forwarded {
             headers.append("x-forwarded-for", line.parse().unwrap());
         }
-        let mut trusted = Network::loopback().to_vec();
-        trusted.push("10.0.0.0/8".parse().unwrap());
+        let mut trusted = Cidr::loopback().to_vec();
+        trusted.push(Cidr::parse("10.0.0.0/8").unwrap());
         let peer = Peer::resolve(peer.parse().unwrap(), &headers, &trusted);
         (peer.address.to_string(), peer.is_shared, peer.is_local)
     }
@@ -134,11 +81,11 @@ mod tests {
     #[test]
     fn ranges_are_checked() {
         for text in ["10.0.0.0/33", "::/129", "ten", "10.0.0.0/-1", ""] {
-            assert!(text.parse::<Network>().is_err(), "{text}");
+            assert!(Cidr::parse(text).is_none(), "{text}");
         }
-        let all: Network = "0.0.0.0/0".parse().unwrap();
+        let all = Cidr::parse("0.0.0.0/0").unwrap();
         assert!(all.contains("203.0.113.9".parse().unwrap()) && !all.contains("::1".parse().unwrap()));
-        let one: Network = "2001:db8::1".parse().unwrap();
+        let one = Cidr::parse("2001:db8::1").unwrap();
         assert!(one.contains("2001:db8::1".parse().unwrap()) && !one.contains("2001:db8::2".parse().unwrap()));
     }
 }

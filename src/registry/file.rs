@@ -212,7 +212,7 @@ impl Reader<'_> {
             "inngest" => &["type", "target", "timeout"],
             "http" => &["type", "target", "secret_env", "headers", "timeout"],
             "command" => &["type", "program", "args", "permanent_exit", "timeout"],
-            "local" => &["type", "name", "timeout"],
+            "local" => &["type", "target", "timeout"],
             _ => {
                 let at = fields.get("type").map_or(start, |value| value.span().start);
                 self.problem(at, "handler.type", format!("`{kind}` is not inngest, http, command or local"));
@@ -265,7 +265,7 @@ impl Reader<'_> {
                     permanent_exit: permanent_exit.unwrap_or_default(),
                 })
             }
-            _ => Some(HandlerSpec::Local { name: self.require(fields, start, "name", text)? }),
+            _ => Some(HandlerSpec::Local { name: self.require(fields, start, "target", text)? }),
         }
     }
 

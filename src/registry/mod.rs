@@ -194,13 +194,13 @@ mod tests {
             r#"
             [[event]]
             pattern = "github/*"
-            handler = { type = "local", name = "short" }
+            handler = { type = "local", target = "short" }
             [[event]]
             pattern = "github/pull*"
-            handler = { type = "local", name = "long" }
+            handler = { type = "local", target = "long" }
             [[event]]
             name = "github/pull_request.opened"
-            handler = { type = "local", name = "exact" }
+            handler = { type = "local", target = "exact" }
             "#,
         )
         .unwrap();
@@ -297,7 +297,7 @@ handler = { type = "command", program = "/usr/local/bin/on-github", args = ["--q
     #[test]
     fn two_entries_of_one_name_are_refused() {
         let error = parse(
-            "[[event]]\nname=\"a/b\"\nhandler={type=\"local\",name=\"x\"}\n[[event]]\nname=\"a/b\"\nhandler={type=\"local\",name=\"x\"}\n",
+            "[[event]]\nname=\"a/b\"\nhandler={type=\"local\",target=\"x\"}\n[[event]]\nname=\"a/b\"\nhandler={type=\"local\",target=\"x\"}\n",
         );
         assert!(error.unwrap_err().to_string().contains("registry.toml:5: name: `a/b` is in line 2 already"));
     }

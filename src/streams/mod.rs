@@ -15,6 +15,7 @@ pub mod json;
 pub mod keys;
 pub mod lane;
 pub mod lease;
+pub mod managed;
 pub mod priority;
 pub mod records;
 pub mod redis;

@@ -86,7 +86,7 @@ impl Append for Memory {
 struct AnyRoute;
 
 impl Routes for AnyRoute {
-    fn route(&self, _family: &Family, _data: &JsonObject) -> Route {
+    fn route(&self, _family: &Family, _source: &str, _data: &JsonObject) -> Route {
         Route { priority: Priority::P2, is_routed: true, ..Route::default() }
     }
 }

@@ -1,0 +1,362 @@
+//! One process that plays its parts: HTTP server, drainer, or both with a Redis of its own (`up`).
+//!
+//! Every task started here has an owner that waits for it, and ends with the one cancellation token. A first SIGTERM
+//! or SIGINT stops gracefully, a second one at once.
+
+mod note;
+mod redis;
+pub mod routes;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot};
+use crate::diagnose::{Diagnose, Exit, chain};
+use crate::drainer::scheduler::{self, Rules};
+use crate::drainer::vitals::Vitals;
+use crate::drainer::{self, Drainer, watchdog};
+use crate::ingest::admission::Admission;
+use crate::ingest::event_api::{EventApi, EventApiSettings};
+use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
+use crate::ingest::signature::Secrets;
+use crate::registry::watch::RegistryHandle;
+use crate::server::{self, health::Readiness};
+use crate::streams::append::{self, Appender};
+use crate::streams::bus::Bus;
+use routes::{AdmissionRoutes, RegistryPlans};
+
+pub use note::{ServiceNote, running_service};
+
+/// Entries in memory at most, over all lanes.
+const PREFETCH_IN_ALL: usize = 256;
+
+/// Which parts a process plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Role {
+    /// Webhooks, event API, health.
+    pub http: bool,
+    /// The dispatcher.
+    pub drainer: bool,
+    /// A Redis of our own where none is configured.
+    pub managed_redis: bool,
+}
+
+/// Choices of one run that are no settings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Drain although Redis may evict.
+    pub unsafe_eviction: bool,
+}
+
+/// Why a service did not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration can't be used.
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    /// The routing table can't be used.
+    #[error(transparent)]
+    Registry(#[from] crate::registry::Error),
+    /// Our own Redis did not start.
+    #[error(transparent)]
+    Managed(#[from] crate::streams::managed::Error),
+    /// The Redis URL can't be used.
+    #[error(transparent)]
+    Redis(#[from] crate::streams::redis::Error),
+    /// The HTTP server did not start.
+    #[error(transparent)]
+    Server(#[from] server::Error),
+    /// The drainer did not start.
+    #[error(transparent)]
+    Drainer(#[from] drainer::Error),
+    /// A task ended in a way that is a fault of ours.
+    #[error("a part of the service ended unexpectedly: {0}")]
+    Task(String),
+}
+
+impl Error {
+    fn inner(&self) -> Option<&dyn Diagnose> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Registry(error) => Some(error),
+            Self::Managed(error) => Some(error),
+            Self::Redis(error) => Some(error),
+            Self::Server(error) => Some(error),
+            Self::Drainer(error) => Some(error),
+            Self::Task(_) => None,
+        }
+    }
+}
+
+impl Diagnose for Error {
+    fn code(&self) -> &'static str {
+        self.inner().map_or("INTERNAL_ERROR", Diagnose::code)
+    }
+
+    fn exit(&self) -> Exit {
+        self.inner().map_or(Exit::Internal, Diagnose::exit)
+    }
+
+    fn fix(&self) -> String {
+        self.inner().map_or_else(|| "Read the log above; then start it again.".into(), Diagnose::fix)
+    }
+}
+
+/// What a running service tells its operator once it is up.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Started {
+    /// Where HTTP is served.
+    pub http: Option<SocketAddr>,
+    /// URL without password.
+    pub redis: String,
+    /// Whether this process drains.
+    pub drainer: bool,
+    /// The routing table.
+    pub registry_hash: String,
+}
+
+/// Runs until a signal. `started` is called once everything is up.
+pub async fn run(config: &Config, role: Role, options: Options, started: impl FnOnce(&Started)) -> Result<(), Error> {
+    let registry = RegistryHandle::load(config.system.registry.clone())?;
+    let inngest = config.external_inngest()?;
+    // The port is taken first: a second service on it should fail before it touches Redis.
+    let listener = match role.http {
+        true => Some(server::bind(SocketAddr::new(config.server.bind, config.server.port)).await?),
+        false => None,
+    };
+    let stop = CancellationToken::new();
+    let at_once = CancellationToken::new();
+    tokio::spawn(signals(stop.clone(), at_once.clone()));
+
+    let (redis, managed) = redis::open(config, role.managed_redis).await?;
+    let bus = Bus::new(redis, &config.system.key_prefix);
+    let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
+
+    let watch = registry.clone().watch(stop.clone());
+    tasks.spawn(async move {
+        watch.await;
+        Ok(())
+    });
+    let note_bus = bus.clone();
+    let (note_dir, note_stop) = (config.system.data_dir.clone(), stop.clone());
+    tasks.spawn(async move {
+        note::keep(&note_bus, &note_dir, note_stop).await;
+        Ok(())
+    });
+
+    let is_inngest_served = inngest.is_some();
+    let mut vitals = None;
+    if role.drainer && config.drainer.is_enabled {
+        let plans =
+            RegistryPlans::new(registry.clone(), routes::HandlerSettings::from_config(config, inngest.as_ref()));
+        let settings = drainer_settings(config, options);
+        let drainer = Drainer::new(bus.clone(), settings.clone(), Arc::new(plans));
+        watchdog::start(
+            bus.clone(),
+            drainer.vitals(),
+            settings.stall_after,
+            settings.interval,
+            Box::new(|_| std::process::exit(i32::from(Exit::Internal as u8))),
+        )
+        .map_err(drainer::Error::Watchdog)?;
+        vitals = Some(drainer.vitals());
+        let (stop, at_once) = (stop.clone(), at_once.clone());
+        tasks.spawn(async move { drainer.run(stop, at_once).await.map_err(Error::from) });
+    } else if role.drainer {
+        tracing::warn!("QUEUE_DRAINER_ENABLED is off: nothing is dispatched");
+    }
+
+    let mut told = Started {
+        http: None,
+        redis: bus.redis.display().to_owned(),
+        drainer: vitals.is_some(),
+        registry_hash: registry.current().hash().to_owned(),
+    };
+    if let Some(listener) = listener {
+        told.http = listener.local_addr().ok();
+        let admission = admission(config, &bus, &registry, is_inngest_served);
+        let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
+        tasks.spawn(reload_secrets(config.clone(), gateway.clone(), stop.clone()));
+        let readiness = readiness(&bus, vitals, config, stop.clone());
+        let parts =
+            server::Parts { gateway, event_api: EventApi::new(event_api_settings(config), admission), readiness };
+        let (router, stop) = (server::router(parts), stop.clone());
+        tasks.spawn(
+            async move { server::serve(listener, router, stop, Duration::from_secs(5)).await.map_err(Error::from) },
+        );
+    }
+    started(&told);
+    let Some(managed) = managed else { return supervise(tasks, &stop).await };
+    // It outlives the others: their last completions still need it.
+    let ended = CancellationToken::new();
+    let keeper = tokio::spawn(redis::keep(managed, ended.clone()));
+    let result = supervise(tasks, &stop).await;
+    ended.cancel();
+    let _ = keeper.await;
+    result
+}
+
+/// Waits for every task. The first failure stops the others and is the result.
+async fn supervise(mut tasks: JoinSet<Result<(), Error>>, stop: &CancellationToken) -> Result<(), Error> {
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
+        if let Err(error) = ended {
+            tracing::error!(error = %chain(&error), "stopping");
+            stop.cancel();
+            result = result.and(Err(error));
+        }
+    }
+    result
+}
+
+/// The first signal stops gracefully, the second at once.
+async fn signals(stop: CancellationToken, at_once: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    for token in [stop, at_once] {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        token.cancel();
+    }
+}
+
+/// What emitters use, in this process and in commands.
+#[must_use]
+pub fn admission(config: &Config, bus: &Bus, registry: &RegistryHandle, is_inngest_served: bool) -> Admission {
+    let appender = Appender::start(bus, append_settings(config));
+    let routes = AdmissionRoutes { registry: registry.clone(), is_inngest_served };
+    Admission::new(Arc::new(appender), Arc::new(routes))
+}
+
+/// Limits and durability of appends.
+#[must_use]
+pub fn append_settings(config: &Config) -> append::Settings {
+    append::Settings {
+        max_event_bytes: config.queue.max_event_bytes,
+        max_families: config.queue.max_families,
+        seen_window: config.queue.seen_ttl,
+        memory_budget: match config.queue.memory_budget {
+            MemoryBudget::Off => append::MemoryBudget::Off,
+            MemoryBudget::Bytes(bytes) => append::MemoryBudget::Bytes(bytes),
+            MemoryBudget::Percent(percent) => append::MemoryBudget::Percent(percent),
+        },
+        durability: match config.queue.durability {
+            DurabilityClass::Memory => append::Durability::Memory,
+            DurabilityClass::Disk => append::Durability::Disk,
+            DurabilityClass::Replica => append::Durability::Replica,
+        },
+        deadline: Duration::from_secs(2),
+    }
+}
+
+fn drainer_settings(config: &Config, options: Options) -> drainer::Settings {
+    let own = &config.drainer;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let low_share = (own.low_share * 100.0).clamp(0.0, 50.0) as u8;
+    drainer::Settings {
+        concurrency: own.concurrency,
+        interval: own.interval,
+        lease: own.lease,
+        stall_after: own.stall_after,
+        stop_deadline: own.stop_deadline,
+        rules: Rules {
+            aging: own.aging_promotion,
+            fairness: match own.fairness {
+                Fairness::Drr => scheduler::Fairness::Drr,
+                Fairness::Off => scheduler::Fairness::Off,
+            },
+            low_share,
+            first_window: own.prefetch,
+            prefetch: PREFETCH_IN_ALL,
+            prefetch_bytes: own.prefetch_bytes,
+        },
+        retention: drainer::Retention {
+            done: config.queue.retain,
+            count: config.queue.retain_count,
+            bytes: config.queue.retain_bytes,
+            journal: config.queue.journal_retain,
+        },
+        unsafe_eviction: options.unsafe_eviction,
+    }
+}
+
+fn gateway_settings(config: &Config) -> GatewaySettings {
+    let webhook = &config.webhook;
+    let pilots = [Pilot::Github].into_iter().filter(|pilot| config.pilots.is_on(*pilot));
+    GatewaySettings {
+        max_body_bytes: webhook.max_body_bytes,
+        append_timeout: webhook.append_timeout,
+        dedup_window: webhook.dedup_ttl,
+        auth_failure_limit: webhook.auth_failure_limit,
+        auth_failure_window: webhook.auth_failure_window,
+        trusted_proxies: config.webhook.trusted_proxies.clone(),
+        pilots: pilots.map(|pilot| pilot.to_string()).collect(),
+        ..GatewaySettings::default()
+    }
+}
+
+fn event_api_settings(config: &Config) -> EventApiSettings {
+    EventApiSettings {
+        keys: config.inngest.event_key.iter().cloned().collect(),
+        max_event_bytes: config.queue.max_event_bytes,
+        append_timeout: config.webhook.append_timeout,
+        trusted_proxies: config.webhook.trusted_proxies.clone(),
+        ..EventApiSettings::default()
+    }
+}
+
+fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
+    let (mut current, mut previous) = (Vec::new(), Vec::new());
+    for (slot, secret) in config.github_secrets().read()? {
+        let list = if slot == crate::config::Slot::Current { &mut current } else { &mut previous };
+        list.push(secret.expose_secret().to_owned());
+    }
+    Ok(HashMap::from([("github".to_owned(), Secrets::new(current, previous))]))
+}
+
+/// Secrets kept in files are read again every 30 s, so that a rotation needs no restart.
+async fn reload_secrets(config: Config, gateway: Gateway, stop: CancellationToken) -> Result<(), Error> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(30)) => match secrets(&config) {
+                Ok(secrets) => gateway.replace_secrets(secrets),
+                Err(error) => tracing::error!(error = %chain(&error), "the new secrets can't be read; the old ones stay"),
+            },
+        }
+    }
+}
+
+fn readiness(bus: &Bus, vitals: Option<Arc<Vitals>>, config: &Config, stop: CancellationToken) -> Readiness {
+    let ping = bus.clone();
+    let readiness = Readiness::new(stop).with("redis", move || {
+        let bus = ping.clone();
+        async move { bus.now_ms().await.map(drop).map_err(|error| chain(&error)) }
+    });
+    let Some(vitals) = vitals else { return readiness };
+    let limit = config.drainer.stall_after;
+    readiness.with("drainer", move || {
+        let vitals = vitals.clone();
+        async move {
+            match (vitals.redis_down(), vitals.is_ticking(limit)) {
+                (true, _) => Err("redis_down".to_owned()),
+                (_, false) => Err("its loop has not ticked".to_owned()),
+                _ => Ok(()),
+            }
+        }
+    })
+}

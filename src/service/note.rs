@@ -1,0 +1,70 @@
+//! `<data dir>/service.json`: which data set the service of this machine uses.
+//!
+//! Commands that change something compare it with the Redis they reach. A shell's stray `REDIS_URL` once sent a pause
+//! to another Redis than the drainer's: it "worked" and held nothing.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::streams::bus::Bus;
+
+/// What a running service tells about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceNote {
+    /// The data set it uses.
+    pub instance_id: String,
+    /// Its Redis, without password.
+    pub redis_url: String,
+    /// The process.
+    pub pid: u32,
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("service.json")
+}
+
+/// The note of a service that is still running.
+#[must_use]
+pub fn running_service(data_dir: &Path) -> Option<ServiceNote> {
+    let note: ServiceNote = serde_json::from_slice(&std::fs::read(path(data_dir)).ok()?).ok()?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(note.pid).ok()?);
+    // Signal 0 asks whether the process exists; "not permitted" means that it does.
+    match nix::sys::signal::kill(pid, None) {
+        Ok(()) | Err(nix::errno::Errno::EPERM) => Some(note),
+        Err(_) => None,
+    }
+}
+
+/// Writes the note once Redis answers, and removes it at the end.
+pub(super) async fn keep(bus: &Bus, data_dir: &Path, stop: CancellationToken) {
+    let instance_id = loop {
+        match bus.instance_id().await {
+            Ok(instance_id) => break instance_id,
+            Err(_) => tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            },
+        }
+    };
+    let note = ServiceNote { instance_id, redis_url: bus.redis.display().to_owned(), pid: std::process::id() };
+    if let Err(error) = write(data_dir, &note) {
+        tracing::warn!(error = %error, "service.json can't be written: commands can't check that they use the same Redis");
+        return;
+    }
+    stop.cancelled().await;
+    if running_service(data_dir).as_ref() == Some(&note) {
+        let _ = std::fs::remove_file(path(data_dir));
+    }
+}
+
+fn write(data_dir: &Path, note: &ServiceNote) -> std::io::Result<()> {
+    std::fs::create_dir_all(data_dir)?;
+    let text = serde_json::to_string(note)?;
+    let temporary = data_dir.join(format!(".service.json.{}", note.pid));
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(temporary, path(data_dir))
+}
