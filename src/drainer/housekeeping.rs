@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::session::Event;
-use super::{Settings, Shared};
+use super::{Retention, Settings, Shared};
 use crate::streams::bus::Bus;
 use crate::streams::control::Pauses;
 use crate::streams::family::Family;
@@ -15,6 +15,7 @@ use crate::streams::lane::Lane;
 use crate::streams::lease::{Leased, ReadLane};
 use crate::streams::records::Fact;
 use crate::streams::redis::Error;
+use crate::streams::retention::Retain;
 use crate::streams::sessions::Renewal;
 
 /// Retries of one family claimed at once.
@@ -183,6 +184,27 @@ async fn reap_all(
         bus.forget_session(session).await?;
     }
     Ok(())
+}
+
+/// Removes what is done and past its retention, in bounded steps: one pass every fifth tick, 64 lanes a pass.
+pub fn trim(bus: &Bus, retention: &Retention, lanes: Vec<Lane>, pass: u64) {
+    const LANES: usize = 64;
+    /// Journal batches kept at most.
+    const JOURNAL: u64 = 2_000_000;
+    let Some(age) = retention.done else { return };
+    let retain = Retain { age, entries: retention.count, bytes: retention.bytes, ..Retain::default() };
+    let (bus, journal) = (bus.clone(), retention.journal);
+    tokio::spawn(async move {
+        let passes = lanes.len().div_ceil(LANES).max(1);
+        let turn = usize::try_from(pass).unwrap_or(0) % passes;
+        for lane in lanes.iter().skip(turn * LANES).take(LANES) {
+            if let Err(error) = bus.trim_lane(lane, &retain, 4).await {
+                tracing::warn!(lane = %lane, error = %error, "trimming failed; trying again");
+                return;
+            }
+        }
+        let _ = bus.trim_journal(journal, JOURNAL).await;
+    });
 }
 
 /// Creates the group of lanes that lost it, and journals that.

@@ -47,6 +47,8 @@ use crate::streams::records::{DispatchRow, Fact, PackedId};
 const BLOCK: Duration = Duration::from_millis(500);
 /// A dispatch that runs longer gets its `started` record before it ends.
 const WORTH_A_RECORD: Duration = Duration::from_millis(50);
+/// Ticks between two passes of the retention.
+const TRIM_EVERY: u64 = 5;
 /// Beyond its timeout a handler has this long to clean up before it is dropped.
 const CLEAN_UP: Duration = Duration::from_secs(3);
 
@@ -148,6 +150,7 @@ pub struct Session {
     stopping: Option<Stopping>,
     wake_mode: bool,
     started_records_at: Option<Instant>,
+    ticks: u64,
 }
 
 #[derive(Default)]
@@ -200,6 +203,7 @@ impl Session {
             stopping: None,
             wake_mode: false,
             started_records_at: None,
+            ticks: 0,
         };
         (session, queue)
     }
@@ -264,10 +268,11 @@ impl Session {
             let Some(picked) = self.scheduler.pick(now) else { break };
             self.start(picked, now);
         }
-        if self.in_flight.is_empty() && self.runs_alone.is_none() {
-            if let Some(picked) = self.alone.pop_front() {
-                self.quarantine(picked);
-            }
+        if self.in_flight.is_empty()
+            && self.runs_alone.is_none()
+            && let Some(picked) = self.alone.pop_front()
+        {
+            self.quarantine(picked);
         }
     }
 
@@ -784,6 +789,15 @@ impl Session {
                     details,
                     ordered,
                     self.events.clone(),
+                );
+            }
+            self.ticks += 1;
+            if self.ticks.is_multiple_of(TRIM_EVERY) && !self.vitals.redis_down() {
+                housekeeping::trim(
+                    &self.bus,
+                    &self.settings.retention,
+                    self.scheduler.lanes().collect(),
+                    self.ticks / TRIM_EVERY,
                 );
             }
             self.hand_back_stale();

@@ -66,7 +66,7 @@ impl Shared {
 
     /// True on the first tick and on every fifteenth after it.
     pub fn orphan_check_is_due(&self) -> bool {
-        self.flags.ticks.fetch_add(1, Ordering::Relaxed) % 15 == 0
+        self.flags.ticks.fetch_add(1, Ordering::Relaxed).is_multiple_of(15)
     }
 
     pub fn set_others_free(&self, free: bool) {

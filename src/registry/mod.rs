@@ -109,7 +109,7 @@ impl Registry {
                 Pattern::Prefix(_) => registry.prefixes.push(entry),
             }
         }
-        registry.prefixes.sort_by(|a, b| b.pattern.text().len().cmp(&a.pattern.text().len()));
+        registry.prefixes.sort_by_key(|entry| std::cmp::Reverse(entry.pattern.text().len()));
         registry.hash = registry.digest();
         registry
     }

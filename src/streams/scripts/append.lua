@@ -12,7 +12,7 @@ ARGV  1 tag (prefix of seen:<day>)   2 control channel   3 journal blob (Message
       once key index or '', once PX, data hash, at ms or ''
 Returns one line per event, joined by newlines: `<entry id>` appended | `L` scheduled
       | `i<lane>|<entry id or L>` id seen before | `w<event id>|<lane>|<entry id or L>` window hit;
-      a trailing `!` on an `i` line says that the data differed. Error TOOMANYFAMILIES <event index>.
+      a trailing `!` on an `i` line says that the data differed. Error TOOMANYFAMILIES <family>.
 Invariant: all or nothing. Everything is read first; the first write is XADD, so a full Redis refuses the call
       before anything is stored (no allow-oom). A repeated call token is answered from `call`.
 Cost: one XADD per event; one HGET per lane and call; one HMGET per day where ids are checked.

@@ -12,7 +12,8 @@ ARGV  1 session   2 journal blob or ''   3 n lanes   4.. per lane: lane name, fa
       'c', lane index, entry id                                   forget the failures of a done entry
 Returns the refused `<lane>|<entry id>`: taken away by an operator's force. Error FENCED when the session is over.
 Invariant: only a live session changes anything, so a late finisher can't complete over a newer lease; every outcome
-      is written with its journal record. One XACK per lane; allow-oom because completing frees memory.
+      is written with its journal record. Retry, dead letter and hand back need the lease itself: a batch repeated
+      after a lost answer neither takes an entry from its next holder nor writes a second dead letter. One XACK per lane; allow-oom because completing frees memory.
 Crash note: a script that Redis stops midway leaves acknowledgements behind journal or due; `queue fsck` finds both.
 ]]
 local sessions, journal, dead, due, revoked = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -57,6 +58,10 @@ if ARGV[arg] then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
+local function holds(lane, id)
+  local rows = redis.pcall('XPENDING', lane, 'drainer', id, id, 1)
+  return not rows.err and rows[1] and rows[1][2] == session
+end
 local function wait_until(i, id, ms)
   local due_of = KEYS[7 + 3 * (i - 1)]
   redis.call('ZADD', due_of, ms, prefix_of[i] .. id)
@@ -71,7 +76,7 @@ while ARGV[arg] do
     redis.call('HDEL', failures, member)
     arg = arg + 3
   elseif kind == 'r' then
-    if not is_revoked(names[i], id) then
+    if not is_revoked(names[i], id) and holds(lane, id) then
       -- JUSTID leaves the delivery count, which is the attempt number, as it was.
       redis.call('XCLAIM', lane, 'drainer', '~retry', 0, id, 'JUSTID')
       wait_until(i, id, now + tonumber(ARGV[arg + 3]))
@@ -79,13 +84,13 @@ while ARGV[arg] do
     end
     arg = arg + 5
   elseif kind == 'h' then
-    if not is_revoked(names[i], id) then
+    if not is_revoked(names[i], id) and holds(lane, id) then
       redis.call('XCLAIM', lane, 'drainer', '~handback', 0, id, 'RETRYCOUNT', ARGV[arg + 3], 'JUSTID')
       wait_until(i, id, now)
     end
     arg = arg + 4
   elseif kind == 'd' then
-    if not is_revoked(names[i], id) then
+    if not is_revoked(names[i], id) and holds(lane, id) then
       local entry = redis.call('XRANGE', lane, id, id)[1]
       local e = ''
       if entry then

@@ -7,7 +7,8 @@ KEYS  1 sessions zset   2 due zset (family -> earliest)   3 due zset of the fami
 ARGV  1 session   2 family   3 limit (<= 512)
 Returns per entry {priority, entry id, delivery count, fields, failures record or ''}. Error FENCED as complete.lua.
 Invariant: a claimed entry leaves `due` in the same call, so two drainers never get the same one. An entry that no
-      longer exists (trimmed or deleted by hand) leaves `due` too; nothing else is skipped. A paused family is not
+      longer exists (trimmed or deleted by hand) leaves `due` too, as does a member that names no entry; nothing else
+      is skipped. A paused family is not
       asked at all: that is the caller's rule.
 ]]
 local sessions, due, due_of, failures = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -21,8 +22,10 @@ local members = redis.call('ZRANGEBYSCORE', due_of, '-inf', now, 'LIMIT', 0, lim
 local claimed = {}
 for _, member in ipairs(members) do
   local priority, id = string.match(member, '^p(%d)|(.*)$')
-  local lane = KEYS[5 + priority]
-  local entry = redis.call('XCLAIM', lane, 'drainer', session, 0, id)[1]
+  local lane = priority and KEYS[5 + priority]
+  -- pcall: a lane deleted by hand has no group, and one such member must not hold up the family.
+  local entry = lane and redis.pcall('XCLAIM', lane, 'drainer', session, 0, id)
+  entry = entry and not entry.err and entry[1]
   if entry then
     local pending = redis.call('XPENDING', lane, 'drainer', id, id, 1)[1]
     claimed[#claimed + 1] = {

@@ -3,17 +3,18 @@
 operator_ack.lua: acknowledge entries on an operator's word, with a way back.
 
 KEYS  1 lane stream   2 due zset of the family   3 failures hash of the family   4 trash stream of the batch
-      5 sessions zset   6 journal stream   7 revoked set
+      5 sessions zset   6 journal stream   7 revoked set   8 due zset (family -> earliest)
 ARGV  1 min age ms   2 '1' to take entries from a live lease (force)   3 trash PX ms   4 member prefix (`p<0-3>|`)
-      5 lane name   6 journal blob   7.. entry ids (<= 512)
+      5 lane name   6 family   7 journal blob, one row per id   8.. entry ids (<= 512)
 Returns per id `acked` | `leased` | `missing` | `too_young`.
 Invariant: age and lease are judged here, by Redis's clock, not at the preview: an entry leased in between is skipped.
-      The entry moves to the trash in the same call. A forced entry is also put into `revoked`, so that its handler's
-      completion is refused and it can't get two outcomes.
+      The entry moves to the trash in the same call. One taken from a session that is not fenced is also put into
+      `revoked`, so that its handler's completion is refused and it can't get two outcomes.
 ]]
-local lane, due_of, failures, trash, sessions, journal, revoked =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local min_age, force, px, prefix, name, blob = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local lane, due_of, failures, trash, sessions, journal, revoked, due =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local min_age, force, px, prefix, name = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], ARGV[4], ARGV[5]
+local family, blob = ARGV[6], ARGV[7]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local results, any = {}, false
@@ -32,7 +33,7 @@ if not groups.err then
   end
 end
 
-for arg = 7, #ARGV do
+for arg = 8, #ARGV do
   local id = ARGV[arg]
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   ms, seq = tonumber(ms), tonumber(seq)
@@ -46,15 +47,13 @@ for arg = 7, #ARGV do
   elseif now - ms < min_age then
     result = 'too_young'
   else
-    local leased = false
-    if row and string.sub(row[2], 1, 1) ~= '~' then
-      local lease = redis.call('ZSCORE', sessions, row[2])
-      leased = lease and tonumber(lease) > now
-    end
+    local lease = row and tonumber(redis.call('ZSCORE', sessions, row[2]) or 0) or 0
+    local leased = lease > now
     if leased and not force then
       result = 'leased'
     else
-      if leased then
+      -- Overdue but not fenced: that process may still come back and report.
+      if lease > 0 then
         redis.call('SADD', revoked, name .. '|' .. id)
         redis.call('EXPIRE', revoked, 86400)
       end
@@ -72,6 +71,8 @@ for arg = 7, #ARGV do
   results[#results + 1] = result
 end
 if any then
+  local next = redis.call('ZRANGE', due_of, 0, 0, 'WITHSCORES')
+  if next[1] then redis.call('ZADD', due, next[2], family) else redis.call('ZREM', due, family) end
   redis.call('PEXPIRE', trash, px)
   redis.call('XADD', journal, '*', 'b', blob, 's', table.concat(results, '\n'))
 end

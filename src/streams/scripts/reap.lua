@@ -4,7 +4,7 @@ reap.lua: take over what an ended session holds in one lane.
 
 KEYS  1 sessions zset   2 lane stream   3 failures hash of the family
 ARGV  1 ended session   2 own session   3 count (<= 512)   4 member prefix (`p<0-3>|`)
-Returns {'live'} when the other session isn't over, else {'ok', entries, more} with entries as
+Returns {'live'} when the other session isn't over (our own, `~retry` and `~handback` never are), else {'ok', entries, more} with entries as
       {entry id, delivery count, fields, failures record or ''}. Error FENCED when our own session is over.
 Invariant: acts only if the other session is absent, fenced, or past its expiry by Redis's clock, and fences it in the
       same call: from here on its completions are refused. Its consumer is deleted only with nothing pending
@@ -12,6 +12,7 @@ Invariant: acts only if the other session is absent, fenced, or past its expiry 
 ]]
 local sessions, lane, failures = KEYS[1], KEYS[2], KEYS[3]
 local ended, own, count, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+if ended == own or string.sub(ended, 1, 1) == '~' then return {'live'} end
 local lease = redis.call('ZSCORE', sessions, own)
 if not lease or tonumber(lease) <= 0 then return redis.error_reply('FENCED the session was taken over') end
 local time = redis.call('TIME')

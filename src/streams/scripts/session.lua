@@ -30,7 +30,7 @@ if what == 'close' then
   redis.call('DEL', details)
   return {'ok', {}, {}}
 end
-if what == 'renew' and (not score or tonumber(score) <= 0) then return {'lost', {}, {}} end
+if (what == 'renew' and not score) or (score and tonumber(score) <= 0) then return {'lost', {}, {}} end
 redis.call('ZADD', sessions, now + lease_ms, session)
 redis.call('SET', details, ARGV[4], 'PX', lease_ms * 4)
 local held = {}
