@@ -1,30 +1,180 @@
-//! stand-in
-use super::*;
-/// x
+//! `command`: runs a program with the event on its stdin, as one JSON document.
+//!
+//! No shell. `EVENT_ID`, `EVENT_NAME` and `ATTEMPT` are in its environment. Its output goes to files, and we wait for
+//! its exit, never for the end of a pipe: a grandchild that keeps a pipe open can't hold us up. It has a process group
+//! of its own, which is ended as a whole.
+//!
+//! | end | outcome |
+//! |---|---|
+//! | exit 0 | done |
+//! | exit 75 (`EX_TEMPFAIL`) and any other code | retry, with the last 2 KB of stderr |
+//! | a code listed in `permanent_exit` | fail `permanent_exit` |
+//! | a signal, or its timeout | retry |
+//! | it can't be started | retry: the configuration can be mended without losing the event |
+
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use super::{Dispatch, Handler, Outcome};
+
+/// Bytes of stderr kept in an error.
+const KEPT_STDERR: u64 = 2048;
+/// Between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a registry entry says.
+#[derive(Debug, Clone, Default)]
 pub struct CommandSpec {
-    /// x
+    /// Path, or a name looked up in `PATH`.
     pub program: String,
-    /// x
+    /// Its arguments.
     pub args: Vec<String>,
-    /// x
+    /// Exit codes that mean: never try again.
     pub permanent_exit: Vec<i32>,
 }
-/// x
-pub struct CommandHandler(CommandSpec);
-impl CommandHandler {
-    /// x
-    pub fn new(s: CommandSpec) -> Self {
-        Self(s)
+
+/// See the module.
+#[derive(Debug)]
+pub struct CommandHandler {
+    spec: CommandSpec,
+}
+
+/// Ends the whole group when the dispatch is dropped, so that nothing outlives it.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.0 {
+            // The group may be gone already.
+            let _ = killpg(pid, signal);
+        }
     }
 }
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+    }
+}
+
+impl CommandHandler {
+    /// A handler that runs `spec`.
+    #[must_use]
+    pub const fn new(spec: CommandSpec) -> Self {
+        Self { spec }
+    }
+
+    async fn run_once(&self, dispatch: &Dispatch) -> Outcome {
+        let retry = |error: String, status| Outcome::Retry { error, not_before: None, status };
+        let (mut child, mut stderr) = match self.spawn(dispatch).await {
+            Ok(started) => started,
+            Err(error) => return retry(format!("{} can't be started: {error}", self.spec.program), None),
+        };
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        let group = Group(pid);
+        let ended = tokio::select! {
+            ended = child.wait() => ended,
+            () = tokio::time::sleep(dispatch.timeout) => {
+                end(&group, &mut child).await;
+                return retry(format!("still running after {} ms{}", dispatch.timeout.as_millis(), tail(&mut stderr)), None);
+            }
+            () = dispatch.cancel.cancelled() => {
+                end(&group, &mut child).await;
+                return retry("cancelled while it was running".into(), None);
+            }
+        };
+        let status = match ended {
+            Ok(status) => status,
+            Err(error) => return retry(format!("its end was not seen: {error}"), None),
+        };
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Outcome::Done,
+            (Some(code), _) => {
+                let error = format!("exit {code}{}", tail(&mut stderr));
+                if self.spec.permanent_exit.contains(&code) {
+                    Outcome::Fail { reason: "permanent_exit", error, status: Some(code) }
+                } else {
+                    retry(error, Some(code))
+                }
+            }
+            (None, signal) => retry(format!("ended by signal {}{}", signal.unwrap_or(0), tail(&mut stderr)), None),
+        }
+    }
+
+    async fn spawn(&self, dispatch: &Dispatch) -> std::io::Result<(Child, std::fs::File)> {
+        let envelope = dispatch.envelope.clone();
+        // Files are small and local, but still files: off the runtime.
+        let files = tokio::task::spawn_blocking(move || {
+            let mut stdin = tempfile::tempfile()?;
+            serde_json::to_writer(&mut stdin, &*envelope)?;
+            stdin.flush()?;
+            stdin.seek(SeekFrom::Start(0))?;
+            let stderr = tempfile::tempfile()?;
+            let written = stderr.try_clone()?;
+            Ok::<_, std::io::Error>((stdin, stderr, written))
+        });
+        let (stdin, stderr, written) = files.await.map_err(std::io::Error::other)??;
+        let child = Command::new(&self.spec.program)
+            .args(&self.spec.args)
+            .env("EVENT_ID", &dispatch.envelope.id)
+            .env("EVENT_NAME", dispatch.envelope.name.as_str())
+            .env("ATTEMPT", dispatch.attempt.to_string())
+            .stdin(Stdio::from(stdin))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(written))
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok((child, stderr))
+    }
+}
+
+/// SIGTERM to the group, then SIGKILL.
+async fn end(group: &Group, child: &mut Child) {
+    group.signal(Signal::SIGTERM);
+    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+        group.signal(Signal::SIGKILL);
+        let _ = tokio::time::timeout(GRACE, child.wait()).await;
+    }
+}
+
+/// `: <the last 2 KB of stderr>`, or nothing.
+fn tail(stderr: &mut std::fs::File) -> String {
+    let mut read = || {
+        let length = stderr.metadata()?.len();
+        stderr.seek(SeekFrom::Start(length.saturating_sub(KEPT_STDERR)))?;
+        let mut bytes = Vec::new();
+        stderr.take(KEPT_STDERR).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    match read() {
+        Ok(text) if !text.is_empty() => format!(": {text}"),
+        _ => String::new(),
+    }
+}
+
 impl Handler for CommandHandler {
     fn kind(&self) -> &'static str {
         "command"
     }
+
     fn target(&self) -> &str {
-        &self.0.program
+        &self.spec.program
     }
-    fn run(&self, _d: Dispatch) -> BoxFuture<'_, Outcome> {
-        Box::pin(async { Outcome::Done })
+
+    fn run(&self, dispatch: Dispatch) -> BoxFuture<'_, Outcome> {
+        Box::pin(async move {
+            if dispatch.cancel.is_cancelled() {
+                return Outcome::Cancelled;
+            }
+            self.run_once(&dispatch).await
+        })
     }
 }

@@ -1,29 +1,117 @@
-//! stand-in
-use super::*;
-/// x
+//! `inngest`: hands the event to an external Inngest event API, under the event name that the registry gives.
+//!
+//! `POST <base>/e/<key>` with `{id, name, ts, data}`. The event id makes a repetition harmless there. The key is a
+//! secret: it is in no error, no `Debug` and no target.
+
+use std::fmt;
+
+use chrono::Utc;
+use futures_util::future::BoxFuture;
+use reqwest::Client;
+use reqwest::header::CONTENT_TYPE;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::{Dispatch, Handler, Outcome, answer, client};
+use crate::streams::family::Family;
+use crate::streams::json::JsonObject;
+
+/// Where to send.
 #[derive(Debug, Clone)]
 pub struct InngestServer {
-    /// x
+    /// Base URL, with or without one trailing `/`.
     pub base_url: String,
-    /// x
-    pub key: secrecy::SecretString,
+    /// The event key.
+    pub key: SecretString,
 }
-/// x
-pub struct InngestHandler(String);
-impl InngestHandler {
-    /// x
-    pub fn new(_s: &InngestServer, t: crate::streams::family::Family) -> Result<Self, String> {
-        Ok(Self(t.to_string()))
+
+/// See the module.
+pub struct InngestHandler {
+    client: Client,
+    url: SecretString,
+    base_url: String,
+    target: Family,
+}
+
+impl fmt::Debug for InngestHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InngestHandler({} at {})", self.target, self.base_url)
     }
 }
+
+#[derive(Serialize)]
+struct Body<'a> {
+    id: &'a str,
+    name: &'a str,
+    ts: i64,
+    data: &'a JsonObject,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    status: Option<i32>,
+    error: Option<String>,
+}
+
+impl InngestHandler {
+    /// Sends to `server` under the name `target`.
+    pub fn new(server: &InngestServer, target: Family) -> Result<Self, String> {
+        let base_url = server.base_url.strip_suffix('/').unwrap_or(&server.base_url).to_owned();
+        let key: String = form_urlencoded::byte_serialize(server.key.expose_secret().as_bytes()).collect();
+        let url = SecretString::from(format!("{base_url}/e/{key}"));
+        Ok(Self { client: client::shared()?, url, base_url, target })
+    }
+
+    async fn send(&self, dispatch: &Dispatch) -> Outcome {
+        let envelope = &dispatch.envelope;
+        let body = Body { id: &envelope.id, name: self.target.as_str(), ts: envelope.ts, data: &envelope.data };
+        let body = match serde_json::to_string(&body) {
+            Ok(body) => body,
+            Err(error) => return Outcome::Fail { reason: "undecodable", error: error.to_string(), status: None },
+        };
+        let request = self.client.post(self.url.expose_secret()).timeout(dispatch.timeout);
+        let response = match request.header(CONTENT_TYPE, "application/json").body(body).send().await {
+            Ok(response) => response,
+            Err(error) => return answer::unanswered(error, &self.base_url),
+        };
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = answer::read(response).await;
+        if status.is_success() {
+            // Some servers answer 200 and say in the body that they refused.
+            return match serde_json::from_str::<Answer>(&body) {
+                Ok(Answer { status: said, error }) if error.is_some() || said.is_some_and(|said| said != 200) => {
+                    let error = error.unwrap_or_else(|| "the event was not accepted".into());
+                    Outcome::Retry { error: format!("HTTP {status}: {error}"), not_before: None, status: said }
+                }
+                _ => Outcome::Done,
+            };
+        }
+        answer::outcome(status, &headers, &body, false, Utc::now())
+    }
+}
+
 impl Handler for InngestHandler {
     fn kind(&self) -> &'static str {
         "inngest"
     }
+
     fn target(&self) -> &str {
-        &self.0
+        self.target.as_str()
     }
-    fn run(&self, _d: Dispatch) -> BoxFuture<'_, Outcome> {
-        Box::pin(async { Outcome::Done })
+
+    fn run(&self, dispatch: Dispatch) -> BoxFuture<'_, Outcome> {
+        Box::pin(async move {
+            if dispatch.cancel.is_cancelled() {
+                return Outcome::Cancelled;
+            }
+            tokio::select! {
+                outcome = self.send(&dispatch) => outcome,
+                () = dispatch.cancel.cancelled() => Outcome::Retry {
+                    error: "cancelled while the server was working on it".into(),
+                    not_before: None,
+                    status: None,
+                },
+            }
+        })
     }
 }

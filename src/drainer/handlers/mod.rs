@@ -3,8 +3,11 @@
 //! A handler is given one [`Dispatch`] and answers one [`Outcome`]; it never talks to Redis. Retry, dead letters and
 //! acknowledgement are decided by the drainer from the outcome.
 
+pub mod answer;
+mod client;
 pub mod command;
 pub mod http;
+pub mod identity;
 pub mod inngest;
 pub mod local;
 
