@@ -4,7 +4,8 @@ mod common_streams;
 use common_streams::{SESSION, TestBus, event, family, lane, operator};
 use std::time::Duration;
 use system_bus::streams::control::{NewPause, PauseSource};
-use system_bus::streams::look::{Hold, ListFilter, Place, Routing, State};
+use system_bus::streams::find::Place;
+use system_bus::streams::look::{Hold, ListFilter, Routing, State};
 use system_bus::streams::priority::Priority;
 
 const ROUTED: Routing = Routing { is_routed: true, is_ordered: false };

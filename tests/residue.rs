@@ -36,12 +36,20 @@ async fn waiting_and_retrying_entries_go_to_the_trash_and_come_back() {
     assert_eq!(t.bus.depth().await.unwrap().total, 1);
     t.assert_clean().await;
     assert_eq!(t.bus.verify(0).await.unwrap().acked, 2);
+    let stream_id = first.entry_id.unwrap().to_string();
+    assert!(t.bus.find(&first.event_id).await.unwrap().places.is_empty());
+    for id in [&first.event_id, &stream_id] {
+        let history = t.bus.history(id, 0, 1000).await.unwrap();
+        let (state, entry) = history.ending().unwrap();
+        assert_eq!((state, entry.fact.metadata["actor"].as_str()), (State::Acked, Some("op")));
+    }
     let twice = t.bus.operator_ack(&preview.candidates, &AckOptions::default(), &operator()).await.unwrap();
     assert_eq!((twice.acked, twice.skipped[0].reason.as_str()), (0, "missing"));
 
     let restored = t.bus.undo_ack(&options.batch, &operator()).await.unwrap();
     assert_eq!(restored.len(), 2);
     assert!(t.bus.undo_ack(&options.batch, &operator()).await.unwrap().is_empty());
+    assert!(t.bus.history(&first.event_id, 0, 1000).await.unwrap().ending().is_none(), "open again");
     let again = t.lease(SESSION, &lane("a/b:p1"), 2).await;
     assert_eq!((again[0].deliveries, again[0].enqueued_ms), (2, first.entry_id.unwrap().ms));
     t.assert_clean().await;
