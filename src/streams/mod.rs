@@ -12,6 +12,7 @@ pub mod depth;
 pub mod entry_id;
 pub mod envelope;
 pub mod family;
+pub mod find;
 pub mod fsck;
 pub mod journal;
 pub mod json;
