@@ -265,7 +265,7 @@ async fn session_once_fenced_never_comes_back() {
     assert_eq!((renew(false).await, renew(true).await), (Renewal::Lost, Renewal::Lost));
     t.bus.forget_session(SESSION).await.unwrap();
     t.bus.forget_session(SESSION).await.unwrap();
-    t.bus.close_session(SESSION).await.unwrap();
+    t.bus.close_session(SESSION, false).await.unwrap();
     assert!(t.bus.sessions().await.unwrap().is_empty());
 }
 
