@@ -59,6 +59,10 @@ impl Handler for Probe {
         "noop"
     }
 
+    fn ends_at_once(&self) -> bool {
+        true
+    }
+
     fn run(&self, _: Dispatch) -> BoxFuture<'_, Outcome> {
         if let Some(starts) = &self.starts {
             let _ = starts.send(Instant::now());

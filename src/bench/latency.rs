@@ -64,10 +64,10 @@ async fn paused(bus: &Bus, started: &mut mpsc::UnboundedReceiver<Instant>, plan:
     let aside = format!("{key}:aside");
     for _ in 0..4 {
         let with = measure(bus, started, plan.samples / 4).await?;
-        let _ = beside.add(&with);
+        beside.add(&with).map_err(|_| Error::TooSlow { step: "a dispatch", limit: Duration::from_secs(60) })?;
         bus.redis.query::<redis::Value>(redis::cmd("RENAME").arg(&key).arg(&aside)).await?;
         let without = measure(bus, started, plan.samples / 4).await?;
-        let _ = base.add(&without);
+        base.add(&without).map_err(|_| Error::TooSlow { step: "a dispatch", limit: Duration::from_secs(60) })?;
         bus.redis.query::<redis::Value>(redis::cmd("RENAME").arg(&aside).arg(&key)).await?;
     }
     let (p99, base_p99) = (beside.value_at_quantile(0.99), base.value_at_quantile(0.99));

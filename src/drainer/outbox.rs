@@ -51,33 +51,41 @@ pub struct Outbox {
 #[derive(Default)]
 struct Table {
     lanes: HashMap<Lane, u16>,
-    handlers: HashMap<(String, String), u16>,
+    /// Neighbours are mostly of one lane.
+    last_lane: Option<(Lane, u16)>,
     batch: Dispatches,
 }
 
 impl Table {
     fn push(&mut self, lane: &Lane, handler: (&str, &str), row: DispatchRow) {
-        let next = u16::try_from(self.batch.lanes.len()).unwrap_or(u16::MAX);
-        let lane_number = match self.lanes.get(lane) {
-            Some(number) => *number,
-            None => {
-                self.batch.lanes.push(lane.to_string());
-                self.lanes.insert(lane.clone(), next);
-                next
-            }
+        let lane = match self.last_lane.as_ref().filter(|(last, _)| last == lane) {
+            Some((_, number)) => *number,
+            None => self.number_of_lane(lane),
         };
-        let key = (handler.0.to_owned(), handler.1.to_owned());
-        let next = u16::try_from(self.batch.handlers.len()).unwrap_or(u16::MAX);
-        let handler_number = *self.handlers.entry(key.clone()).or_insert_with(|| {
-            self.batch.handlers.push(key);
+        let handler =
+            match self.batch.handlers.iter().position(|(kind, target)| (kind.as_str(), target.as_str()) == handler) {
+                Some(number) => number,
+                None => {
+                    self.batch.handlers.push((handler.0.to_owned(), handler.1.to_owned()));
+                    self.batch.handlers.len() - 1
+                }
+            };
+        self.batch.rows.push(DispatchRow { lane, handler: u16::try_from(handler).unwrap_or(u16::MAX), ..row });
+    }
+
+    fn number_of_lane(&mut self, lane: &Lane) -> u16 {
+        let next = u16::try_from(self.batch.lanes.len()).unwrap_or(u16::MAX);
+        let number = *self.lanes.entry(lane.clone()).or_insert_with(|| {
+            self.batch.lanes.push(lane.to_string());
             next
         });
-        self.batch.rows.push(DispatchRow { lane: lane_number, handler: handler_number, ..row });
+        self.last_lane = Some((lane.clone(), number));
+        number
     }
 
     fn take(&mut self) -> Option<Dispatches> {
         self.lanes.clear();
-        self.handlers.clear();
+        self.last_lane = None;
         let batch = std::mem::take(&mut self.batch);
         (!batch.rows.is_empty()).then_some(batch)
     }

@@ -326,14 +326,16 @@ impl<T> Scheduler<T> {
     pub fn wants_refill(&self) -> (Vec<Lane>, usize) {
         let mut lanes = Vec::new();
         let mut window = 0;
-        for (lane, state) in self.readable() {
+        let mut average = 0;
+        for (family, priority, state) in self.readable() {
             if state.more && state.heads.len() <= state.window / 2 {
                 window = window.max(state.window);
-                lanes.push(lane);
+                average += state.average_bytes;
+                lanes.push(Lane::new(family.clone(), priority));
             }
         }
+        average /= lanes.len().max(1);
         let room = self.rules.prefetch.saturating_sub(self.heads);
-        let average = lanes_average(self, &lanes);
         let by_bytes = self.rules.prefetch_bytes.saturating_sub(self.bytes) / average.max(1);
         let count = window.min(room.min(by_bytes) / lanes.len().max(1)).max(1);
         if lanes.is_empty() || self.heads > 0 && (room == 0 || by_bytes == 0) {
@@ -345,20 +347,17 @@ impl<T> Scheduler<T> {
     /// Lanes to wait for: nothing is known to be there.
     pub fn wants_wait(&self) -> Vec<Lane> {
         self.readable()
-            .filter(|(_, state)| !state.more && state.heads.len() < self.rules.first_window)
-            .map(|(lane, _)| lane)
+            .filter(|(.., state)| !state.more && state.heads.len() < self.rules.first_window)
+            .map(|(family, priority, _)| Lane::new(family.clone(), priority))
             .collect()
     }
 
-    fn readable(&self) -> impl Iterator<Item = (Lane, &LaneHeads<T>)> {
-        self.families.iter().filter(|family| !(family.held || family.limits.ordered && family.awaits_retry)).flat_map(
-            |family| {
-                Priority::ALL.into_iter().filter_map(|priority| {
-                    let state = &family.lanes[priority as usize];
-                    state.known.then(|| (Lane::new(family.name.clone(), priority), state))
-                })
-            },
-        )
+    fn readable(&self) -> impl Iterator<Item = (&Family, Priority, &LaneHeads<T>)> {
+        let open = |family: &&FamilyState<T>| !(family.held || family.limits.ordered && family.awaits_retry);
+        self.families.iter().filter(open).flat_map(|family| {
+            let lane = |priority: Priority| (&family.name, priority, &family.lanes[priority as usize]);
+            Priority::ALL.into_iter().map(lane).filter(|(.., state)| state.known)
+        })
     }
 
     /// Raises what has waited long enough. Called on the tick, so that aging doesn't depend on being served.
@@ -556,15 +555,6 @@ impl<T> Scheduler<T> {
             Some((level, head.enqueued_ms, head.id, index))
         })
     }
-}
-
-fn lanes_average<T>(scheduler: &Scheduler<T>, lanes: &[Lane]) -> usize {
-    let sum: usize = lanes
-        .iter()
-        .filter_map(|lane| scheduler.index.get(&lane.family).map(|&index| (index, lane.priority)))
-        .map(|(index, priority)| scheduler.families[index].lanes[priority as usize].average_bytes)
-        .sum();
-    sum / lanes.len().max(1)
 }
 
 /// P0 and P1 as stored; P2 and P3 gain a level per `aging` of waiting, never above P1.

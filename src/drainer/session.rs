@@ -47,6 +47,8 @@ use crate::streams::records::{DispatchRow, Fact, PackedId};
 const BLOCK: Duration = Duration::from_millis(500);
 /// A dispatch that runs longer gets its `started` record before it ends.
 const WORTH_A_RECORD: Duration = Duration::from_millis(50);
+/// Dispatches started in one turn of the loop.
+const TURN: usize = 64;
 /// Ticks between two passes of the retention.
 const TRIM_EVERY: u64 = 5;
 /// Beyond its timeout a handler has this long to clean up before it is dropped.
@@ -151,6 +153,9 @@ pub struct Session {
     wake_mode: bool,
     started_records_at: Option<Instant>,
     ticks: u64,
+    never_cancelled: CancellationToken,
+    /// The last turn ended at its bound: there may be more to start.
+    turn_is_cut: bool,
 }
 
 #[derive(Default)]
@@ -204,6 +209,8 @@ impl Session {
             wake_mode: false,
             started_records_at: None,
             ticks: 0,
+            never_cancelled: CancellationToken::new(),
+            turn_is_cut: false,
         };
         (session, queue)
     }
@@ -237,6 +244,7 @@ impl Session {
                     }
                 }
                 () = tokio::time::sleep_until(timer) => self.on_timer(),
+                () = tokio::task::yield_now(), if self.turn_is_cut => {}
             }
         };
         feeds.cancel();
@@ -251,21 +259,28 @@ impl Session {
 
     fn advance(&mut self) {
         if self.stopping.is_none() {
-            self.start_what_may();
             self.ask_readers();
+            self.start_what_may();
         }
         let idle = self.in_flight.is_empty();
         self.outbox.flush(&self.bus, &self.id, &self.events, idle || self.stopping.is_some());
     }
 
     fn start_what_may(&mut self) {
+        self.turn_is_cut = false;
         if !self.may_start() {
             return;
         }
         let now = self.now_ms();
-        while self.in_flight.len() < self.settings.concurrency && self.outbox.pending() < 4096 && self.alone.is_empty()
-        {
-            let Some(picked) = self.scheduler.pick(now) else { break };
+        // A turn is bounded, so that reads are asked for while the rest of the heads is being worked on.
+        self.turn_is_cut = true;
+        for _ in 0..TURN {
+            let has_room = self.in_flight.len() < self.settings.concurrency && self.outbox.pending() < 4096;
+            let picked = if has_room && self.alone.is_empty() { self.scheduler.pick(now) } else { None };
+            let Some(picked) = picked else {
+                self.turn_is_cut = false;
+                break;
+            };
             self.start(picked, now);
         }
         if self.in_flight.is_empty()
@@ -384,7 +399,8 @@ impl Session {
         self.next_token += 1;
         let Picked { lane, head, promoted_from, .. } = picked;
         let leased = head.item;
-        let cancel = CancellationToken::new();
+        let at_once = handler.ends_at_once();
+        let cancel = if at_once { self.never_cancelled.clone() } else { CancellationToken::new() };
         let row = DispatchRow {
             lane: 0,
             ms: leased.id.ms,
@@ -407,12 +423,18 @@ impl Session {
             timeout: plan.timeout,
             cancel: cancel.clone(),
         };
-        self.vitals.dispatch_begins(token, leased.id, plan.timeout);
-        tokio::spawn(run(handler.clone(), dispatch, token, self.events.clone()));
         let retry = plan.retry.clone();
         let started = Instant::now();
+        let flight = InFlight { lane, leased, handler: handler.clone(), started, row, retry, cancel };
+        if at_once {
+            let outcome = run_in_place(&*handler, dispatch);
+            self.end(token, flight, outcome);
+            return;
+        }
+        self.vitals.dispatch_begins(token, flight.leased.id, plan.timeout);
+        tokio::spawn(run(handler, dispatch, token, self.events.clone()));
         self.started_records_at.get_or_insert(started + WORTH_A_RECORD);
-        self.in_flight.insert(token, InFlight { lane, leased, handler, started, row, retry, cancel });
+        self.in_flight.insert(token, flight);
     }
 
     /// Runs an entry that was in flight at too many crashes with nothing beside it, after its mark is stored: if the
@@ -435,7 +457,12 @@ impl Session {
 
     fn finish(&mut self, token: u64, outcome: Outcome) {
         self.vitals.dispatch_ended(token);
-        let Some(flight) = self.in_flight.remove(&token) else { return };
+        if let Some(flight) = self.in_flight.remove(&token) {
+            self.end(token, flight, outcome);
+        }
+    }
+
+    fn end(&mut self, token: u64, flight: InFlight, outcome: Outcome) {
         self.vitals.progressed();
         if self.runs_alone == Some(token) {
             self.runs_alone = None;
@@ -1001,6 +1028,17 @@ impl Session {
             dropped += 1;
         }
         End::Lost { dropped: dropped + self.outbox.pending() }
+    }
+}
+
+/// Runs a handler that ends at once, on the loop itself.
+fn run_in_place(handler: &dyn Handler, dispatch: Dispatch) -> Outcome {
+    let run = std::panic::AssertUnwindSafe(|| handler.run(dispatch).now_or_never());
+    let failed = |error: &str| Outcome::Retry { error: error.into(), not_before: None, status: None };
+    match std::panic::catch_unwind(run) {
+        Ok(Some(outcome)) => outcome,
+        Ok(None) => failed("the handler promised to end at once, but did not"),
+        Err(_) => failed("the handler panicked"),
     }
 }
 

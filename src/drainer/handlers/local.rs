@@ -39,6 +39,10 @@ impl Handler for Noop {
         "noop"
     }
 
+    fn ends_at_once(&self) -> bool {
+        true
+    }
+
     fn run(&self, _: Dispatch) -> BoxFuture<'_, Outcome> {
         ready(Outcome::Done).boxed()
     }
@@ -53,6 +57,10 @@ impl Handler for Log {
 
     fn target(&self) -> &'static str {
         "log"
+    }
+
+    fn ends_at_once(&self) -> bool {
+        true
     }
 
     fn run(&self, dispatch: Dispatch) -> BoxFuture<'_, Outcome> {

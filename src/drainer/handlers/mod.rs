@@ -72,6 +72,11 @@ pub trait Handler: Send + Sync {
     fn kind(&self) -> &'static str;
     /// URL without secrets, program or function name: `handlerTarget` of the journal.
     fn target(&self) -> &str;
+    /// It ends at once and takes microseconds, so that a task of its own would cost more than it does: the drainer's
+    /// loop runs it in place. One that does not end at its first poll is a failed attempt.
+    fn ends_at_once(&self) -> bool {
+        false
+    }
     /// Runs one event. Must not panic, must end soon after `dispatch.cancel`.
     fn run(&self, dispatch: Dispatch) -> BoxFuture<'_, Outcome>;
 }
