@@ -12,6 +12,7 @@ pub mod completions;
 pub mod config;
 pub mod explain;
 pub mod output;
+pub mod queue;
 pub mod render;
 pub mod up;
 
@@ -96,6 +97,8 @@ pub enum Configured {
     Drainer(up::DrainerArgs),
     /// Show every setting in force and what chose it
     Config(config::Args),
+    /// Look at the queue and act on it
+    Queue(queue::Args),
     /// Measure the pipeline
     Bench(bench::Args),
 }
@@ -105,7 +108,7 @@ impl Configured {
     fn is_service(&self) -> bool {
         match self {
             Self::Up(_) | Self::Serve(_) | Self::Drainer(_) | Self::Bench(_) => true,
-            Self::Config(_) => false,
+            Self::Config(_) | Self::Queue(_) => false,
         }
     }
 
@@ -124,6 +127,7 @@ impl Configured {
             Self::Serve(args) => up::serve(args, context).await,
             Self::Drainer(args) => up::drainer(args, context).await,
             Self::Config(args) => config::run(args, context),
+            Self::Queue(args) => queue::run(args, context).await,
             Self::Bench(args) => bench::run(args, context).await,
         }
     }

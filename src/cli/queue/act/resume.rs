@@ -1,0 +1,54 @@
+//! `joelclaw queue resume`: let a paused family go on.
+
+use serde_json::json;
+
+use super::super::super::Context;
+use super::super::super::output::{Failure, NextAction, Report};
+use super::super::super::render::Human;
+use super::super::{bus_to_change, redis_of};
+use crate::diagnose::Exit;
+use crate::streams::control::{PauseSource, ResumeOutcome};
+use crate::streams::family::Family;
+
+/// Let a paused family go on
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Example:\n  joelclaw queue resume content/updated --reason 'downstream is back'")]
+pub struct Args {
+    /// The event name
+    family: Family,
+    /// Why
+    #[arg(long)]
+    reason: Option<String>,
+    /// Who, instead of user and host
+    #[arg(long)]
+    actor: Option<String>,
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+    let bus = bus_to_change(context).await?;
+    let family = &args.family;
+    let fallback = format!("Manual resume from joelclaw queue resume for {family}");
+    let reason = args.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty()).unwrap_or(&fallback);
+    let previous = match bus.resume(family, PauseSource::Manual, reason, args.actor.as_deref()).await? {
+        ResumeOutcome::Resumed { previous } => previous,
+        // The observer's rule can't hit an operator; for completeness both are the same answer here.
+        ResumeOutcome::NotPaused | ResumeOutcome::ManualPauseActive => {
+            let message = format!("Queue family {family} is not paused");
+            let failure =
+                Failure::new("QUEUE_FAMILY_NOT_PAUSED", Exit::NotFound, message, "joelclaw queue control status");
+            return Err(failure.next(NextAction::new("queue control status", "See what is paused")));
+        }
+    };
+    let result = json!({
+        "ok": true,
+        "family": family,
+        "resumed": true,
+        "previousPause": previous,
+        "redis": redis_of(&bus, context).await,
+    });
+    let report = Report::new(result, Human::new().text(format!("{family} goes on.")));
+    Ok(report
+        .next(NextAction::new("queue control status", "See what is paused"))
+        .next(NextAction::new("queue depth", "Watch the backlog go down")))
+}

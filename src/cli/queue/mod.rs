@@ -1,0 +1,78 @@
+//! `joelclaw queue …`: look at the queue and act on it. Talks to Redis directly, so it works with the daemons stopped.
+//!
+//! [`look`] only reads. [`act`] changes something, each change one script with its journal record.
+
+pub mod act;
+pub mod look;
+
+use serde_json::Value;
+
+use super::Context;
+use super::output::{Failure, Report};
+use crate::diagnose::Exit;
+use crate::registry::watch::RegistryHandle;
+use crate::service::running_service;
+use crate::streams::bus::Bus;
+use crate::streams::redis::Redis;
+
+/// Look at the queue and act on it
+#[derive(Debug, Clone, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Look(look::Command),
+    #[command(flatten)]
+    Act(act::Command),
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+    match &args.command {
+        Command::Look(command) => look::run(command, context).await,
+        Command::Act(command) => act::run(command, context).await,
+    }
+}
+
+/// The bus of this configuration. Opens nothing yet.
+pub fn bus(context: &Context) -> Result<Bus, Failure> {
+    let redis = Redis::open(context.config.redis.expose(), &context.config.redis.display)?;
+    Ok(Bus::new(redis, &context.config.system.key_prefix))
+}
+
+/// The bus, for a command that changes something: refuses when the running service of this machine uses another data
+/// set, because the change would have no effect there.
+pub async fn bus_to_change(context: &Context) -> Result<Bus, Failure> {
+    let bus = bus(context)?;
+    let Some(service) = running_service(&context.config.system.data_dir) else { return Ok(bus) };
+    let ours = bus.known_instance_id().await?;
+    if ours.as_deref() == Some(service.instance_id.as_str()) {
+        return Ok(bus);
+    }
+    let message = format!(
+        "this command reaches {} (instance {}), but the running service (pid {}) uses {} (instance {})",
+        bus.redis.display(),
+        ours.as_deref().unwrap_or("never used"),
+        service.pid,
+        service.redis_url,
+        service.instance_id
+    );
+    Err(Failure::new("REDIS_INSTANCE_MISMATCH", Exit::Unreachable, message, "joelclaw config"))
+}
+
+/// `redis: {url, origin, instanceId}` of every result.
+pub async fn redis_of(bus: &Bus, context: &Context) -> Value {
+    let mut redis = context.redis_origin();
+    redis["instanceId"] = bus.known_instance_id().await.ok().flatten().into();
+    redis
+}
+
+/// The routing table of this configuration.
+pub fn registry(context: &Context) -> Result<RegistryHandle, Failure> {
+    Ok(RegistryHandle::load(context.config.system.registry.clone())?)
+}
