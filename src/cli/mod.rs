@@ -107,9 +107,15 @@ impl Configured {
     /// A service runs until it is told to stop; anything else answers and ends.
     fn is_service(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Serve(_) | Self::Drainer(_) | Self::Bench(_) => true,
-            Self::Config(_) | Self::Queue(_) => false,
+            Self::Up(_) | Self::Serve(_) | Self::Drainer(_) => true,
+            Self::Config(_) | Self::Queue(_) | Self::Bench(_) => false,
         }
+    }
+
+    /// Services use every core, and so does what measures them; for an answer, a pool of threads would take longer to
+    /// start than the answer takes.
+    fn wants_every_core(&self) -> bool {
+        self.is_service() || matches!(self, Self::Bench(_))
     }
 
     /// Settings that this command takes as flags.
@@ -208,8 +214,7 @@ fn execute(configured: &Configured, global: &Global, command: &str, output: &Out
         output.warn(&config.warnings);
     }
     let context = Context { config, output: output.clone(), command: command.to_owned() };
-    // Services use every core; an answer is there before a pool of threads would be.
-    let mut builder = if is_service {
+    let mut builder = if configured.wants_every_core() {
         tokio::runtime::Builder::new_multi_thread()
     } else {
         tokio::runtime::Builder::new_current_thread()

@@ -47,6 +47,8 @@ use crate::streams::records::{DispatchRow, Fact, PackedId};
 const BLOCK: Duration = Duration::from_millis(500);
 /// A dispatch that runs longer gets its `started` record before it ends.
 const WORTH_A_RECORD: Duration = Duration::from_millis(50);
+/// Reads of busy lanes under way at once: while one batch is being worked on, the next is on its way.
+const REFILLS: usize = 2;
 /// Dispatches started in one turn of the loop.
 const TURN: usize = 64;
 /// Ticks between two passes of the retention.
@@ -135,7 +137,7 @@ pub struct Session {
     next_token: u64,
     outbox: Outbox,
     wait_reader: Reader,
-    refill_reader: Reader,
+    refill_readers: [Reader; REFILLS],
     waited_for: Vec<Lane>,
     keys_of: HashMap<Lane, String>,
     pauses: Pauses,
@@ -179,7 +181,7 @@ impl Session {
         let now = Instant::now();
         let session = Self {
             wait_reader: Reader::start(&bus, &id, Which::Wait, events.clone()),
-            refill_reader: Reader::start(&bus, &id, Which::Refill, events.clone()),
+            refill_readers: std::array::from_fn(|n| Reader::start(&bus, &id, Which::Refill(n), events.clone())),
             scheduler: Scheduler::new(settings.rules.clone()),
             clock: shared.clock.clone(),
             vitals: shared.vitals.clone(),
@@ -300,12 +302,13 @@ impl Session {
         if self.vitals.redis_down() || self.read_again_at.is_some() {
             return;
         }
-        if !self.refill_reader.busy {
-            let (lanes, count) = self.scheduler.wants_refill();
-            if !lanes.is_empty() {
-                let lanes = self.read_lanes(lanes);
-                self.refill_reader.ask(Request { lanes, count, block: None });
+        while let Some(idle) = self.refill_readers.iter().position(|reader| !reader.busy) {
+            let (lanes, count) = self.scheduler.refill();
+            if lanes.is_empty() {
+                break;
             }
+            let lanes = self.read_lanes(lanes);
+            self.refill_readers[idle].ask(Request { lanes, count, block: None });
         }
         if self.wait_reader.busy {
             if self.scheduler.take_changed() {
@@ -629,7 +632,12 @@ impl Session {
         let Answer { which, request, result } = answer;
         match which {
             Which::Wait => self.wait_reader.busy = false,
-            Which::Refill => self.refill_reader.busy = false,
+            Which::Refill(n) => {
+                self.refill_readers[n].busy = false;
+                for lane in &request.lanes {
+                    self.scheduler.answered(&lane.lane, request.count);
+                }
+            }
         }
         let now = self.now_ms();
         match result {
@@ -1010,7 +1018,7 @@ impl Session {
 
     fn stopped(&self) -> Option<End> {
         let stopping = self.stopping.as_ref()?;
-        let reads_ended = !self.wait_reader.busy && !self.refill_reader.busy;
+        let reads_ended = !self.wait_reader.busy && self.refill_readers.iter().all(|reader| !reader.busy);
         let finished = self.in_flight.is_empty() && self.outbox.is_empty() && reads_ended;
         let out_of_time = stopping.cancelled && stopping.deadline <= Instant::now();
         (finished || out_of_time).then_some(End::Stopped {

@@ -746,10 +746,29 @@ impl DedupKeys<'_> {
     }
 }
 
-/// Reads the script's answer: one line per event (see `append.lua`).
+/// The script's answer as one line per event: `<first entry id>*<events>` stands for a run of entries.
+pub(super) fn answer_lines(answer: &str) -> Vec<std::borrow::Cow<'_, str>> {
+    let mut lines = Vec::new();
+    for line in answer.split('\n') {
+        let run = line.split_once('*').and_then(|(first, count)| {
+            Some((first.parse::<EntryId>().ok()?, count.parse::<u64>().ok()?.min(BATCH_MAX as u64)))
+        });
+        match run {
+            Some((first, count)) => {
+                lines.extend((0..count).map(|n| EntryId { seq: first.seq + n, ..first }.to_string().into()));
+            }
+            None => lines.push(line.into()),
+        }
+    }
+    lines
+}
+
+/// Reads the script's answer (see `append.lua`).
 fn parse_answer(answer: &str, events: &[&Encoded], durability: Durability) -> Result<Vec<Appended>, Error> {
-    let appended: Option<Vec<Appended>> = answer
-        .split('\n')
+    let lines = answer_lines(answer);
+    let appended: Option<Vec<Appended>> = lines
+        .iter()
+        .map(AsRef::as_ref)
         .zip(events)
         .map(|(line, event)| {
             let place = |text: &str| {
