@@ -128,6 +128,10 @@ impl Configured {
     }
 
     async fn run(&self, context: &Context) -> Result<Report, Failure> {
+        self.dispatch(context).await.map_err(|failure| context.advise(failure))
+    }
+
+    async fn dispatch(&self, context: &Context) -> Result<Report, Failure> {
         match self {
             Self::Up(args) => up::up(args, context).await,
             Self::Serve(args) => up::serve(args, context).await,
@@ -144,6 +148,8 @@ impl Configured {
 pub struct Context {
     /// The configuration in force.
     pub config: Config,
+    /// Where it came from.
+    pub sources: Sources,
     /// How this run talks: for streams ([`Output::line`]) and progress.
     pub output: Output,
     /// Path of the command, as `joelclaw queue depth`.
@@ -151,6 +157,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// Where no Redis was ever configured, "can't be reached" has a better answer than looking at the settings.
+    fn advise(&self, failure: Failure) -> Failure {
+        if failure.code() == "REDIS_UNREACHABLE" && !self.config.redis.is_configured() {
+            return failure.with_fix("joelclaw up (starts a Redis of its own), or put REDIS_URL into the env file");
+        }
+        failure
+    }
+
     /// `{url, origin}` of the Redis in use, for every result that came from it; with the warnings about its choice.
     pub fn redis_origin(&self) -> Value {
         let redis = &self.config.redis;
@@ -213,7 +227,7 @@ fn execute(configured: &Configured, global: &Global, command: &str, output: &Out
     } else if !matches!(configured, Configured::Config(_)) {
         output.warn(&config.warnings);
     }
-    let context = Context { config, output: output.clone(), command: command.to_owned() };
+    let context = Context { config, sources, output: output.clone(), command: command.to_owned() };
     let mut builder = if configured.wants_every_core() {
         tokio::runtime::Builder::new_multi_thread()
     } else {

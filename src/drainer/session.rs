@@ -13,7 +13,7 @@
 //! 2. Nothing starts while the pauses can't be read.
 //! 3. In flight ≤ `concurrency`; heads ≤ `prefetch`; endings not yet written are bounded by both.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -156,6 +156,8 @@ pub struct Session {
     started_records_at: Option<Instant>,
     ticks: u64,
     never_cancelled: CancellationToken,
+    /// Families that wait for a route, each journaled once.
+    unrouted: HashSet<Family>,
     /// The last turn ended at its bound: there may be more to start.
     turn_is_cut: bool,
 }
@@ -164,7 +166,7 @@ pub struct Session {
 struct Busy {
     tick: bool,
     control: bool,
-    claims: std::collections::HashSet<Family>,
+    claims: HashSet<Family>,
 }
 
 struct Stopping {
@@ -213,6 +215,7 @@ impl Session {
             ticks: 0,
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
+            unrouted: HashSet::new(),
         };
         (session, queue)
     }
@@ -758,6 +761,14 @@ impl Session {
     fn apply_hold(&mut self, family: &Family) {
         let plan = self.plan(family);
         let unrouted = plan.handler.is_none();
+        if !unrouted {
+            self.unrouted.remove(family);
+        } else if self.unrouted.insert(family.clone()) {
+            let reason = plan.unrouted_because.unwrap_or_default();
+            tracing::warn!(family = %family, reason, "no route: its events are kept until one appears");
+            let fact = Fact::new("queue", "queue.unrouted").warn();
+            self.outbox.fact(fact.with("eventName", family.as_str()).with("reason", reason));
+        }
         let elsewhere = plan.ordered && !self.shared.holds_ordered(&self.bus, family);
         let held = unrouted || elsewhere || self.pauses.until(family, self.now_ms()).is_some();
         for (lane, head) in self.scheduler.set_held(family, held) {
