@@ -27,6 +27,11 @@ const fn code(code: &'static str, means: &'static str, fix: &'static str) -> Cod
 
 /// In alphabetical order.
 const CODES: &[Code] = &[
+    code(
+        "AMBIGUOUS_ID",
+        "Several events match the id; the message lists them.",
+        "Use more characters, or the event id where two lanes share a stream id.",
+    ),
     code("CODE_UNKNOWN", "No such code exists.", "List them with `joelclaw explain`."),
     code(
         "CONFIG_FILE_LINE",
@@ -74,12 +79,19 @@ const CODES: &[Code] = &[
         "INNGEST_URL names an external server but INNGEST_EVENT_KEY is not set, so every dispatch there would fail.",
         "Set INNGEST_EVENT_KEY, or unset INNGEST_URL.",
     ),
+    code("INPUT_UNREADABLE", "A file of events or data can't be read.", "Name a readable file, or - for stdin."),
     code(
         "INTERNAL_ERROR",
         "A fault of this program.",
         "Report it with the output of `joelclaw config`, which shows no secrets.",
     ),
+    code(
+        "INVALID_EVENT_ID",
+        "The event id is too long or holds control characters.",
+        "Use 1 to 200 bytes without control characters, or leave the id out.",
+    ),
     code("INVALID_EVENT_NAME", "The event name is not usable.", "Use a name such as content/updated."),
+    code("INVALID_FIELD", "A source, dedup key or time breaks its rule.", "Correct the field that the message names."),
     code(
         "INVALID_JSON",
         "The data is no JSON; the message has the position.",
@@ -134,6 +146,12 @@ const CODES: &[Code] = &[
         "Redis gave no answer in time.",
         "`joelclaw config` shows which Redis is used and what chose it.",
     ),
+    code(
+        "REGISTRY_INVALID",
+        "The registry file says something that is not possible. A running service keeps the last good one.",
+        "See every problem with `joelclaw queue registry check`.",
+    ),
+    code("REGISTRY_UNREADABLE", "The registry file can't be read.", "Correct its path or its permissions."),
     code(
         "TOO_LARGE",
         "The event is over QUEUE_MAX_EVENT_BYTES.",

@@ -363,6 +363,11 @@ impl Output {
         print(&format!("{value}\n")).is_ok()
     }
 
+    /// The same for people: text as it is.
+    pub fn text(&self, text: &str) -> bool {
+        print(&format!("{text}\n")).is_ok()
+    }
+
     /// A page that replaces the one before it, for `--watch` at a terminal.
     pub(super) fn page(&self, text: &str) -> bool {
         print(&format!("\u{1b}[H\u{1b}[2J{text}")).is_ok()

@@ -3,6 +3,7 @@
 //! [`look`] only reads. [`act`] changes something, each change one script with its journal record.
 
 pub mod act;
+pub mod dead;
 pub mod look;
 
 use serde_json::Value;
@@ -10,9 +11,12 @@ use serde_json::Value;
 use super::Context;
 use super::output::{Failure, Report};
 use crate::diagnose::Exit;
+use crate::registry::Registry;
+use crate::registry::entry::HandlerSpec;
 use crate::registry::watch::RegistryHandle;
 use crate::service::running_service;
 use crate::streams::bus::Bus;
+use crate::streams::family::Family;
 use crate::streams::redis::Redis;
 
 /// Look at the queue and act on it
@@ -29,6 +33,8 @@ enum Command {
     Look(look::Command),
     #[command(flatten)]
     Act(act::Command),
+    /// The events that no handler could take
+    Dead(dead::Args),
 }
 
 /// Runs the command.
@@ -36,6 +42,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     match &args.command {
         Command::Look(command) => look::run(command, context).await,
         Command::Act(command) => act::run(command, context).await,
+        Command::Dead(args) => dead::run(args, context).await,
     }
 }
 
@@ -75,4 +82,16 @@ pub async fn redis_of(bus: &Bus, context: &Context) -> Value {
 /// The routing table of this configuration.
 pub fn registry(context: &Context) -> Result<RegistryHandle, Failure> {
     Ok(RegistryHandle::load(context.config.system.registry.clone())?)
+}
+
+/// Whether an `inngest` handler has somewhere to send to. A server without its key counts: the service refuses to start.
+pub fn is_inngest_served(context: &Context) -> bool {
+    !matches!(context.config.external_inngest(), Ok(None))
+}
+
+/// Whether some handler wants the events of this name.
+pub fn is_routed(context: &Context, registry: &Registry, family: &Family) -> bool {
+    registry
+        .lookup(family)
+        .is_some_and(|entry| !matches!(entry.handler, HandlerSpec::Inngest { .. }) || is_inngest_served(context))
 }
