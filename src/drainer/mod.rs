@@ -87,9 +87,12 @@ pub enum Error {
     /// Redis is too old.
     #[error("Redis {0} is too old; 7.0 or Valkey 8 is needed")]
     Version(String),
-    /// The watchdog's thread could not be started.
-    #[error("the watchdog could not be started: {0}")]
-    Watchdog(#[source] std::io::Error),
+    /// The watchdog's or the loop's thread could not be started.
+    #[error("a thread could not be started: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The loop ended without a word: a fault of ours.
+    #[error("the drainer's loop ended unexpectedly")]
+    LoopEnded,
 }
 
 impl Diagnose for Error {
@@ -98,7 +101,7 @@ impl Diagnose for Error {
             Self::Redis(error) => error.code(),
             Self::Eviction(_) => "REDIS_EVICTS",
             Self::Version(_) => "REDIS_TOO_OLD",
-            Self::Watchdog(_) => "INTERNAL_ERROR",
+            Self::Thread(_) | Self::LoopEnded => "INTERNAL_ERROR",
         }
     }
 
@@ -106,7 +109,7 @@ impl Diagnose for Error {
         match self {
             Self::Redis(error) => error.exit(),
             Self::Eviction(_) | Self::Version(_) => Exit::Config,
-            Self::Watchdog(_) => Exit::Internal,
+            Self::Thread(_) | Self::LoopEnded => Exit::Internal,
         }
     }
 
@@ -118,7 +121,8 @@ impl Diagnose for Error {
                     .into()
             }
             Self::Version(_) => "Install Redis 7.0 or newer, or Valkey 8 or newer.".into(),
-            Self::Watchdog(_) => "Check the process limits (ulimit -u).".into(),
+            Self::Thread(_) => "Check the process limits (ulimit -u).".into(),
+            Self::LoopEnded => "Read the log above; then start it again.".into(),
         }
     }
 }
@@ -145,10 +149,38 @@ impl Drainer {
         self.vitals.clone()
     }
 
-    /// Runs until `stop`; a second signal is `at_once`. Waits for Redis as long as it takes.
-    pub async fn run(self, stop: CancellationToken, at_once: CancellationToken) -> Result<(), Error> {
+    /// Runs until `stop`, or until this future is dropped; a second signal is `at_once`. Waits for Redis as long as it
+    /// takes.
+    ///
+    /// The loop, its readers and its connections have a thread of their own: a hand-over between them is then a
+    /// function call, not a wake-up of another core (measured: 1.2 × the drain rate on two cores), and no handler can
+    /// hold the loop up. Handlers run on the runtime that calls this.
+    pub async fn run(mut self, stop: CancellationToken, at_once: CancellationToken) -> Result<(), Error> {
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let stop = stop.child_token();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let handlers = tokio::runtime::Handle::current();
+        self.bus = self.bus.separate();
+        let body = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let result = match runtime {
+                Ok(runtime) => runtime.block_on(self.run_here(handlers, stop, at_once)),
+                Err(error) => Err(Error::Thread(error)),
+            };
+            let _ = done.send(result);
+        };
+        std::thread::Builder::new().name("drainer".into()).spawn(body).map_err(Error::Thread)?;
+        ended.await.unwrap_or(Err(Error::LoopEnded))
+    }
+
+    async fn run_here(
+        self,
+        handlers: tokio::runtime::Handle,
+        stop: CancellationToken,
+        at_once: CancellationToken,
+    ) -> Result<(), Error> {
         let Some(instance_id) = self.wait_for_redis(&stop).await? else { return Ok(()) };
-        let shared = Shared::new(self.clock.clone(), self.vitals.clone(), self.plans.clone(), instance_id);
+        let shared = Shared::new(self.clock.clone(), self.vitals.clone(), self.plans.clone(), handlers, instance_id);
         let mut first = true;
         loop {
             let id = shared.new_session_id();

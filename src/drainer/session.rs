@@ -438,7 +438,7 @@ impl Session {
             return;
         }
         self.vitals.dispatch_begins(token, flight.leased.id, plan.timeout);
-        tokio::spawn(run(handler, dispatch, token, self.events.clone()));
+        self.shared.handlers.spawn(run(handler, dispatch, token, self.events.clone()));
         self.started_records_at.get_or_insert(started + WORTH_A_RECORD);
         self.in_flight.insert(token, flight);
     }

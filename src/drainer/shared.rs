@@ -25,6 +25,8 @@ pub struct Shared {
     pub vitals: Arc<Vitals>,
     /// Routes and limits.
     pub plans: Arc<dyn Plans>,
+    /// Where handlers run.
+    pub handlers: tokio::runtime::Handle,
     /// The data set that is served.
     pub instance_id: String,
     started_ms: i64,
@@ -40,9 +42,15 @@ struct Flags {
 }
 
 impl Shared {
-    pub fn new(clock: Clock, vitals: Arc<Vitals>, plans: Arc<dyn Plans>, instance_id: String) -> Self {
+    pub fn new(
+        clock: Clock,
+        vitals: Arc<Vitals>,
+        plans: Arc<dyn Plans>,
+        handlers: tokio::runtime::Handle,
+        instance_id: String,
+    ) -> Self {
         let started_ms = chrono::Utc::now().timestamp_millis();
-        Self { clock, vitals, plans, instance_id, started_ms, flags: Arc::default() }
+        Self { clock, vitals, plans, handlers, instance_id, started_ms, flags: Arc::default() }
     }
 
     /// `<host>-<pid>-<uuid7>`: never used twice.

@@ -168,7 +168,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             settings.interval,
             Box::new(|_| std::process::exit(i32::from(Exit::Internal as u8))),
         )
-        .map_err(drainer::Error::Watchdog)?;
+        .map_err(drainer::Error::Thread)?;
         vitals = Some(drainer.vitals());
         let (stop, at_once) = (stop.clone(), at_once.clone());
         tasks.spawn(async move { drainer.run(stop, at_once).await.map_err(Error::from) });
