@@ -352,6 +352,11 @@ impl Output {
         print(&format!("{value}\n")).is_ok()
     }
 
+    /// One line for people, as [`Output::line`] is one for programs.
+    pub fn text(&self, line: &str) -> bool {
+        print(&format!("{line}\n")).is_ok()
+    }
+
     /// A page that replaces the one before it, for `--watch` at a terminal.
     pub(super) fn page(&self, text: &str) -> bool {
         print(&format!("\u{1b}[H\u{1b}[2J{text}")).is_ok()
