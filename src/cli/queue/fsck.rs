@@ -14,6 +14,8 @@ use crate::streams::fsck::WINDOW;
 
 /// Findings shown to a person; the result has them all.
 const SHOWN: usize = 20;
+/// `--apply` only notes it in the journal, so that it is told once.
+const LOST: &str = "lost";
 
 /// Check that every accepted event is in exactly one place
 #[derive(Debug, Clone, clap::Args)]
@@ -41,10 +43,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         (_, open) => format!("{open} findings are open, {repaired} mended, {repairable} can be mended."),
     };
     let rows = findings.iter().take(SHOWN).map(|finding| {
-        let state = match (finding.repaired, finding.repairable) {
-            (true, _) => "mended",
-            (false, true) => "can be mended",
-            (false, false) => "by hand",
+        let state = match (finding.repaired, finding.repairable, finding.kind) {
+            (true, ..) => "mended",
+            (false, _, LOST) => "gone for good",
+            (false, true, _) => "can be mended",
+            (false, false, _) => "by hand",
         };
         vec![finding.kind.into(), finding.place.clone(), render::cut(&finding.detail), state.into()]
     });
