@@ -109,9 +109,9 @@ async fn append_repeats_the_answers_of_a_call_and_stores_nothing_twice() {
     let named = [keys.call("tok"), keys.lanes(), keys.families(), keys.journal(), keys.ready(), keys.wake()];
     let mut all = named.to_vec();
     all.extend([keys.later(), keys.later_data(), keys.lane(&lane("a/b:p1"))]);
-    let args = [keys.tag(), "ctl", "", "60000", "0", "10", "128", "1", "2", "2", "a/b:p1", "a/b", "1", "E", "1", "F"];
+    let args = [keys.tag(), "ctl", "", "60000", "0", "10", "128", "1", "2", "1", "a/b:p1", "a/b", "2", "E", "F"];
     let first: String = run(&t, &scripts::APPEND, &all, &args).await;
-    assert_eq!(first.lines().count(), 2);
+    assert!(first.ends_with("-0*2"), "two entries in a row are one line: {first}");
     assert_eq!(run::<String>(&t, &scripts::APPEND, &all, &args).await, first);
     assert_eq!(t.cmd::<u64>(&["XLEN", &keys.lane(&lane("a/b:p1"))]).await, 2);
     assert_eq!(t.cmd::<u64>(&["XLEN", &keys.journal()]).await, 1);

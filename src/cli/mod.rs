@@ -110,9 +110,15 @@ impl Configured {
     /// A service runs until it is told to stop; anything else answers and ends.
     fn is_service(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Serve(_) | Self::Drainer(_) | Self::Bench(_) => true,
-            Self::Config(_) | Self::Queue(_) | Self::Verify(_) => false,
+            Self::Up(_) | Self::Serve(_) | Self::Drainer(_) => true,
+            Self::Config(_) | Self::Queue(_) | Self::Verify(_) | Self::Bench(_) => false,
         }
+    }
+
+    /// Services use every core, and so does what measures them; for an answer, a pool of threads would take longer to
+    /// start than the answer takes.
+    fn wants_every_core(&self) -> bool {
+        self.is_service() || matches!(self, Self::Bench(_))
     }
 
     /// Settings that this command takes as flags.
@@ -130,6 +136,13 @@ impl Configured {
     }
 
     async fn run(&self, context: &Context) -> Ending {
+        match self.dispatch(context).await {
+            Ending::Outcome(outcome) => Ending::Outcome(outcome.map_err(|failure| context.advise(failure))),
+            streamed => streamed,
+        }
+    }
+
+    async fn dispatch(&self, context: &Context) -> Ending {
         Ending::Outcome(match self {
             Self::Up(args) => up::up(args, context).await,
             Self::Serve(args) => up::serve(args, context).await,
@@ -147,6 +160,8 @@ impl Configured {
 pub struct Context {
     /// The configuration in force.
     pub config: Config,
+    /// Where it came from.
+    pub sources: Sources,
     /// How this run talks: for streams ([`Output::line`]) and progress.
     pub output: Output,
     /// Path of the command, as `joelclaw queue depth`.
@@ -154,6 +169,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// Where no Redis was ever configured, "can't be reached" has a better answer than looking at the settings.
+    fn advise(&self, failure: Failure) -> Failure {
+        if failure.code() == "REDIS_UNREACHABLE" && !self.config.redis.is_configured() {
+            return failure.with_fix("joelclaw up (starts a Redis of its own), or put REDIS_URL into the env file");
+        }
+        failure
+    }
+
     /// `{url, origin}` of the Redis in use, for every result that came from it; with the warnings about its choice.
     pub fn redis_origin(&self) -> Value {
         let redis = &self.config.redis;
@@ -216,9 +239,8 @@ fn execute(configured: &Configured, global: &Global, command: &str, output: &Out
     } else if !matches!(configured, Configured::Config(_)) {
         output.warn(&config.warnings);
     }
-    let context = Context { config, output: output.clone(), command: command.to_owned() };
-    // Services use every core; an answer is there before a pool of threads would be.
-    let mut builder = if is_service {
+    let context = Context { config, sources, output: output.clone(), command: command.to_owned() };
+    let mut builder = if configured.wants_every_core() {
         tokio::runtime::Builder::new_multi_thread()
     } else {
         tokio::runtime::Builder::new_current_thread()

@@ -101,6 +101,17 @@ impl Failure {
     }
 
     /// The exit code.
+    pub fn code(&self) -> &str {
+        &self.code
+    }
+
+    /// The same with another way out.
+    pub fn with_fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = fix.into();
+        self
+    }
+
+    /// The exit code.
     pub fn exit(&self) -> Exit {
         self.exit
     }

@@ -63,18 +63,23 @@ impl SharedArgs {
 
 /// Runs `up`.
 pub async fn up(args: &UpArgs, context: &Context) -> Result<Report, Failure> {
-    let options = Options { unsafe_eviction: args.shared.unsafe_eviction };
+    let options = Options { unsafe_eviction: args.shared.unsafe_eviction, sources: context.sources.clone() };
     run(Role { http: true, drainer: true, managed_redis: true }, options, context).await
 }
 
 /// Runs `serve`.
 pub async fn serve(_: &ServeArgs, context: &Context) -> Result<Report, Failure> {
-    run(Role { http: true, drainer: false, managed_redis: false }, Options::default(), context).await
+    run(
+        Role { http: true, drainer: false, managed_redis: false },
+        Options { unsafe_eviction: false, sources: context.sources.clone() },
+        context,
+    )
+    .await
 }
 
 /// Runs `drainer`.
 pub async fn drainer(args: &DrainerArgs, context: &Context) -> Result<Report, Failure> {
-    let options = Options { unsafe_eviction: args.shared.unsafe_eviction };
+    let options = Options { unsafe_eviction: args.shared.unsafe_eviction, sources: context.sources.clone() };
     run(Role { http: false, drainer: true, managed_redis: false }, options, context).await
 }
 

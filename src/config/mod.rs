@@ -50,6 +50,16 @@ pub struct Sources {
     pub home: PathBuf,
 }
 
+impl std::fmt::Debug for Sources {
+    /// Names only: values may be secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources")
+            .field("flags", &self.flags.keys().collect::<Vec<_>>())
+            .field("env_file", &self.env_file)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Sources {
     /// Of this process. Variables that are no text are as good as unset.
     pub fn of_process() -> Self {

@@ -1,6 +1,6 @@
 //! Reader tasks: they read lanes for the loop, one request at a time, on connections of their own.
 //!
-//! Two exist: one waits for lanes that are empty, one refills lanes known to hold more and never blocks. A reader does
+//! One waits for lanes that are empty, the others refill lanes known to hold more and never block. A reader does
 //! nothing unasked, so no more is leased than the loop has room for.
 
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use crate::streams::redis::Error;
 pub enum Which {
     /// Waits for entries.
     Wait,
-    /// Fetches more at once.
-    Refill,
+    /// Fetches more at once; there are several, by number.
+    Refill(usize),
 }
 
 /// What the loop wants read.

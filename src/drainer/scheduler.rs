@@ -100,13 +100,15 @@ struct LaneHeads<T> {
     /// The last read was full: there is more behind the heads.
     more: bool,
     window: usize,
+    /// Entries asked for by reads under way.
+    requested: usize,
     filled_ms: u64,
     average_bytes: usize,
 }
 
 impl<T> LaneHeads<T> {
     const fn new(window: usize) -> Self {
-        Self { known: false, heads: VecDeque::new(), more: false, window, filled_ms: 0, average_bytes: 0 }
+        Self { known: false, heads: VecDeque::new(), more: false, window, requested: 0, filled_ms: 0, average_bytes: 0 }
     }
 }
 
@@ -135,6 +137,8 @@ pub struct Scheduler<T> {
     rings: [VecDeque<usize>; 4],
     picks: u64,
     heads: usize,
+    /// Entries asked for by reads under way, over all lanes.
+    requested: usize,
     bytes: usize,
     /// The latest time the caller told.
     now_ms: u64,
@@ -154,6 +158,7 @@ impl<T> Scheduler<T> {
             rings: std::array::from_fn(|_| VecDeque::new()),
             picks: 0,
             heads: 0,
+            requested: 0,
             bytes: 0,
             now_ms: 0,
             lane_count: 0,
@@ -322,26 +327,48 @@ impl<T> Scheduler<T> {
         state.filled_ms = now_ms;
     }
 
-    /// Lanes worth a read that returns at once: more is known to be there and the heads run low.
-    pub fn wants_refill(&self) -> (Vec<Lane>, usize) {
+    /// Lanes worth a read that returns at once, and how many entries of each: more is known to be there, and a quarter
+    /// of the window is free. What is asked for counts as being there until [`Scheduler::answered`], so that reads may
+    /// overlap without leasing more than the window.
+    pub fn refill(&mut self) -> (Vec<Lane>, usize) {
         let mut lanes = Vec::new();
-        let mut window = 0;
-        let mut average = 0;
+        let (mut free_most, mut average) = (0, 0);
         for (family, priority, state) in self.readable() {
-            if state.more && state.heads.len() <= state.window / 2 {
-                window = window.max(state.window);
+            let free = state.window.saturating_sub(state.heads.len() + state.requested);
+            if state.more && free >= (state.window / 4).max(1) {
+                free_most = free_most.max(free);
                 average += state.average_bytes;
                 lanes.push(Lane::new(family.clone(), priority));
             }
         }
-        average /= lanes.len().max(1);
-        let room = self.rules.prefetch.saturating_sub(self.heads);
+        if lanes.is_empty() {
+            return (lanes, 0);
+        }
+        average /= lanes.len();
+        let room = self.rules.prefetch.saturating_sub(self.heads + self.requested);
         let by_bytes = self.rules.prefetch_bytes.saturating_sub(self.bytes) / average.max(1);
-        let count = window.min(room.min(by_bytes) / lanes.len().max(1)).max(1);
-        if lanes.is_empty() || self.heads > 0 && (room == 0 || by_bytes == 0) {
+        if self.heads + self.requested > 0 && (room < lanes.len() || by_bytes < lanes.len()) {
             return (Vec::new(), 0);
         }
+        let count = free_most.min(room.min(by_bytes) / lanes.len()).max(1);
+        for lane in &lanes {
+            self.expect(lane, count);
+        }
         (lanes, count)
+    }
+
+    fn expect(&mut self, lane: &Lane, count: usize) {
+        let index = self.family(&lane.family);
+        self.families[index].lanes[lane.priority as usize].requested += count;
+        self.requested += count;
+    }
+
+    /// A read of [`Scheduler::refill`] has been answered, or has failed.
+    pub fn answered(&mut self, lane: &Lane, count: usize) {
+        let index = self.family(&lane.family);
+        let state = &mut self.families[index].lanes[lane.priority as usize];
+        state.requested = state.requested.saturating_sub(count);
+        self.requested = self.requested.saturating_sub(count);
     }
 
     /// Lanes to wait for: nothing is known to be there.
@@ -728,9 +755,11 @@ mod tests {
         for (now, expected) in (1000..).zip([4, 8, 16, 32, 64, 128, 256, 256]) {
             // A full read, all of it picked since.
             scheduler.filled(&lane, 4, 4, now);
-            let (lanes, count) = scheduler.wants_refill();
+            let (lanes, count) = scheduler.refill();
             assert_eq!(lanes.len(), 1);
             assert!(count >= expected.min(128), "{count} after {expected}");
+            assert_eq!(scheduler.refill().1, 0, "what is asked for counts");
+            scheduler.answered(&lane, count);
         }
     }
 

@@ -13,7 +13,7 @@
 //! 2. Nothing starts while the pauses can't be read.
 //! 3. In flight ≤ `concurrency`; heads ≤ `prefetch`; endings not yet written are bounded by both.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ use crate::streams::records::{DispatchRow, Fact, PackedId};
 const BLOCK: Duration = Duration::from_millis(500);
 /// A dispatch that runs longer gets its `started` record before it ends.
 const WORTH_A_RECORD: Duration = Duration::from_millis(50);
+/// Reads of busy lanes under way at once: while one batch is being worked on, the next is on its way.
+const REFILLS: usize = 2;
 /// Dispatches started in one turn of the loop.
 const TURN: usize = 64;
 /// Ticks between two passes of the retention.
@@ -135,7 +137,7 @@ pub struct Session {
     next_token: u64,
     outbox: Outbox,
     wait_reader: Reader,
-    refill_reader: Reader,
+    refill_readers: [Reader; REFILLS],
     waited_for: Vec<Lane>,
     keys_of: HashMap<Lane, String>,
     pauses: Pauses,
@@ -154,6 +156,8 @@ pub struct Session {
     started_records_at: Option<Instant>,
     ticks: u64,
     never_cancelled: CancellationToken,
+    /// Families that wait for a route, each journaled once.
+    unrouted: HashSet<Family>,
     /// The last turn ended at its bound: there may be more to start.
     turn_is_cut: bool,
 }
@@ -162,7 +166,7 @@ pub struct Session {
 struct Busy {
     tick: bool,
     control: bool,
-    claims: std::collections::HashSet<Family>,
+    claims: HashSet<Family>,
 }
 
 struct Stopping {
@@ -179,7 +183,7 @@ impl Session {
         let now = Instant::now();
         let session = Self {
             wait_reader: Reader::start(&bus, &id, Which::Wait, events.clone()),
-            refill_reader: Reader::start(&bus, &id, Which::Refill, events.clone()),
+            refill_readers: std::array::from_fn(|n| Reader::start(&bus, &id, Which::Refill(n), events.clone())),
             scheduler: Scheduler::new(settings.rules.clone()),
             clock: shared.clock.clone(),
             vitals: shared.vitals.clone(),
@@ -211,6 +215,7 @@ impl Session {
             ticks: 0,
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
+            unrouted: HashSet::new(),
         };
         (session, queue)
     }
@@ -300,12 +305,13 @@ impl Session {
         if self.vitals.redis_down() || self.read_again_at.is_some() {
             return;
         }
-        if !self.refill_reader.busy {
-            let (lanes, count) = self.scheduler.wants_refill();
-            if !lanes.is_empty() {
-                let lanes = self.read_lanes(lanes);
-                self.refill_reader.ask(Request { lanes, count, block: None });
+        while let Some(idle) = self.refill_readers.iter().position(|reader| !reader.busy) {
+            let (lanes, count) = self.scheduler.refill();
+            if lanes.is_empty() {
+                break;
             }
+            let lanes = self.read_lanes(lanes);
+            self.refill_readers[idle].ask(Request { lanes, count, block: None });
         }
         if self.wait_reader.busy {
             if self.scheduler.take_changed() {
@@ -629,7 +635,12 @@ impl Session {
         let Answer { which, request, result } = answer;
         match which {
             Which::Wait => self.wait_reader.busy = false,
-            Which::Refill => self.refill_reader.busy = false,
+            Which::Refill(n) => {
+                self.refill_readers[n].busy = false;
+                for lane in &request.lanes {
+                    self.scheduler.answered(&lane.lane, request.count);
+                }
+            }
         }
         let now = self.now_ms();
         match result {
@@ -750,6 +761,14 @@ impl Session {
     fn apply_hold(&mut self, family: &Family) {
         let plan = self.plan(family);
         let unrouted = plan.handler.is_none();
+        if !unrouted {
+            self.unrouted.remove(family);
+        } else if self.unrouted.insert(family.clone()) {
+            let reason = plan.unrouted_because.unwrap_or_default();
+            tracing::warn!(family = %family, reason, "no route: its events are kept until one appears");
+            let fact = Fact::new("queue", "queue.unrouted").warn();
+            self.outbox.fact(fact.with("eventName", family.as_str()).with("reason", reason));
+        }
         let elsewhere = plan.ordered && !self.shared.holds_ordered(&self.bus, family);
         let held = unrouted || elsewhere || self.pauses.until(family, self.now_ms()).is_some();
         for (lane, head) in self.scheduler.set_held(family, held) {
@@ -1010,7 +1029,7 @@ impl Session {
 
     fn stopped(&self) -> Option<End> {
         let stopping = self.stopping.as_ref()?;
-        let reads_ended = !self.wait_reader.busy && !self.refill_reader.busy;
+        let reads_ended = !self.wait_reader.busy && self.refill_readers.iter().all(|reader| !reader.busy);
         let finished = self.in_flight.is_empty() && self.outbox.is_empty() && reads_ended;
         let out_of_time = stopping.cancelled && stopping.deadline <= Instant::now();
         (finished || out_of_time).then_some(End::Stopped {

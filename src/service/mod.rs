@@ -5,6 +5,7 @@
 
 mod note;
 mod redis;
+mod reload;
 pub mod routes;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot};
+use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources};
 use crate::diagnose::{Diagnose, Exit, chain};
 use crate::drainer::scheduler::{self, Rules};
 use crate::drainer::vitals::Vitals;
@@ -48,10 +49,12 @@ pub struct Role {
 }
 
 /// Choices of one run that are no settings.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Drain although Redis may evict.
     pub unsafe_eviction: bool,
+    /// Where the configuration came from, to read it again.
+    pub sources: Sources,
 }
 
 /// Why a service did not start, or ended badly.
@@ -156,7 +159,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     if role.drainer && config.drainer.is_enabled {
         let plans =
             RegistryPlans::new(registry.clone(), routes::HandlerSettings::from_config(config, inngest.as_ref()));
-        let settings = drainer_settings(config, options);
+        let settings = drainer_settings(config, &options);
         let drainer = Drainer::new(bus.clone(), settings.clone(), Arc::new(plans));
         watchdog::start(
             bus.clone(),
@@ -179,11 +182,12 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         drainer: vitals.is_some(),
         registry_hash: registry.current().hash().to_owned(),
     };
+    let mut served = None;
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
         let admission = admission(config, &bus, &registry, is_inngest_served);
         let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
-        tasks.spawn(reload_secrets(config.clone(), gateway.clone(), stop.clone()));
+        served = Some(gateway.clone());
         let readiness = readiness(&bus, vitals, config, stop.clone());
         let parts =
             server::Parts { gateway, event_api: EventApi::new(event_api_settings(config), admission), readiness };
@@ -192,6 +196,18 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             async move { server::serve(listener, router, stop, Duration::from_secs(5)).await.map_err(Error::from) },
         );
     }
+    let reload = reload::Reload {
+        config: config.clone(),
+        sources: options.sources.clone(),
+        registry: registry.clone(),
+        gateway: served,
+        bus: bus.clone(),
+    };
+    let reload_stop = stop.clone();
+    tasks.spawn(async move {
+        reload.run(reload_stop).await;
+        Ok(())
+    });
     started(&told);
     let Some(managed) = managed else { return supervise(tasks, &stop).await };
     // It outlives the others: their last completions still need it.
@@ -263,7 +279,7 @@ pub fn append_settings(config: &Config) -> append::Settings {
     }
 }
 
-fn drainer_settings(config: &Config, options: Options) -> drainer::Settings {
+fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
     let own = &config.drainer;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let low_share = (own.low_share * 100.0).clamp(0.0, 50.0) as u8;
@@ -326,19 +342,6 @@ fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
         list.push(secret.expose_secret().to_owned());
     }
     Ok(HashMap::from([("github".to_owned(), Secrets::new(current, previous))]))
-}
-
-/// Secrets kept in files are read again every 30 s, so that a rotation needs no restart.
-async fn reload_secrets(config: Config, gateway: Gateway, stop: CancellationToken) -> Result<(), Error> {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(Duration::from_secs(30)) => match secrets(&config) {
-                Ok(secrets) => gateway.replace_secrets(secrets),
-                Err(error) => tracing::error!(error = %chain(&error), "the new secrets can't be read; the old ones stay"),
-            },
-        }
-    }
 }
 
 fn readiness(bus: &Bus, vitals: Option<Arc<Vitals>>, config: &Config, stop: CancellationToken) -> Readiness {

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -281,20 +282,13 @@ struct Encoded {
     source: String,
     id: String,
     supplied_id: bool,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     dedup: Option<(String, u128)>,
     once: Option<(String, u128)>,
     /// First 8 bytes of the data's SHA-256, hex; only for supplied ids.
     data_hash: String,
     at: Option<i64>,
     unrouted: bool,
-}
-
-impl Encoded {
-    /// Whether the script must look anything up for this event.
-    const fn needs_checks(&self) -> bool {
-        self.supplied_id || self.dedup.is_some() || self.once.is_some() || self.at.is_some()
-    }
 }
 
 impl Appender {
@@ -371,7 +365,7 @@ fn encode_one(index: usize, event: NewEvent, now: i64, limit: usize) -> Result<E
         source,
         id,
         supplied_id,
-        bytes,
+        bytes: bytes.into(),
         dedup,
         once: event.once.map(|once| (format!("once:{}", once.key), px(once.window))),
         data_hash,
@@ -507,12 +501,13 @@ impl Call {
     async fn append(&self, events: &[&Encoded]) -> Result<Vec<Appended>, Error> {
         let token = uuid::Uuid::now_v7().simple().to_string();
         let deadline = Instant::now() + self.settings.deadline;
+        let batch = Batch::arrange(events);
         let mut maybe_stored = false;
         loop {
-            let error = match self.bus.redis.run::<String>(self.script_call(&token, events)).await {
+            let error = match self.bus.redis.run::<String>(self.script_call(&token, &batch)).await {
                 Ok(answer) => {
                     let durability = self.confirm().await?;
-                    return parse_answer(&answer, events, durability);
+                    return Ok(batch.restore(parse_answer(&answer, &batch.events, durability)?));
                 }
                 Err(error) => error,
             };
@@ -580,7 +575,8 @@ impl Call {
         }
     }
 
-    fn script_call<'a>(&self, token: &str, events: &[&Encoded]) -> super::redis::ScriptCall<'a> {
+    /// The call, with the events in the order in which [`arrange`] put them.
+    fn script_call(&self, token: &str, batch: &Batch<'_>) -> super::redis::ScriptCall<'static> {
         let keys = &self.bus.keys;
         let mut call = super::redis::ScriptCall::new(&scripts::APPEND)
             .key(keys.call(token))
@@ -591,88 +587,188 @@ impl Call {
             .key(keys.wake())
             .key(keys.later())
             .key(keys.later_data());
-
-        // Number the distinct lanes, sources and dedup keys.
-        let mut lane_numbers: HashMap<&Lane, usize> = HashMap::new();
-        let mut lanes: Vec<&Lane> = Vec::new();
-        let mut source_numbers: HashMap<&str, usize> = HashMap::new();
-        let mut sources: Vec<String> = Vec::new();
-        let mut rows = Vec::with_capacity(events.len());
-        for event in events {
-            let lane = *lane_numbers.entry(&event.lane).or_insert_with(|| {
-                lanes.push(&event.lane);
-                lanes.len() - 1
-            });
-            let source = *source_numbers.entry(&event.source).or_insert_with(|| {
-                sources.push(event.source.clone());
-                sources.len() - 1
-            });
-            let short = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-            rows.push(EnqueueRow(
-                short(lane),
-                PackedId(event.id.clone()),
-                short(source),
-                u32::try_from(event.bytes.len()).unwrap_or(u32::MAX),
-                u8::from(event.unrouted),
-            ));
+        for lane in &batch.lanes {
+            call.push_key(keys.lane(lane.lane));
         }
-        for lane in &lanes {
-            call.push_key(keys.lane(lane));
-        }
-        let checks = events.iter().any(|event| event.needs_checks());
-        let mut key_numbers: HashMap<String, usize> = HashMap::new();
-        let mut numbered = |event: &Encoded, key: &Option<(String, u128)>, call: &mut super::redis::ScriptCall<'_>| {
-            let Some((key, px)) = key else { return (String::new(), String::new()) };
-            let key = keys.dedup(&event.lane.family, key);
-            let next = key_numbers.len() + 1;
-            let number = *key_numbers.entry(key.clone()).or_insert_with(|| {
-                call.push_key(key);
-                next
-            });
-            (number.to_string(), px.to_string())
-        };
-
-        let lane_texts: Vec<String> = lanes.iter().map(ToString::to_string).collect();
-        let blob = journal::encode(&[Record::Enqueue(Enqueue { lanes: lane_texts.clone(), sources, rows })]);
         call = call
             .arg(keys.tag())
             .arg(keys.ctl())
-            .arg(blob)
+            .arg(batch.journal_blob())
             .number(CALL_PX)
             .number(self.settings.seen_window.as_secs())
             .number(self.settings.max_families)
             .number(MAX_BLOCKING_LANES)
-            .number(lanes.len())
-            .number(events.len())
-            .number(if checks { 10 } else { 2 });
-        for (lane, text) in lanes.iter().zip(lane_texts) {
-            call = call.arg(text).arg(lane.family.as_str());
+            .number(batch.lanes.len())
+            .number(batch.events.len())
+            .number(batch.mode as u8);
+        for lane in &batch.lanes {
+            call = call.arg(lane.lane.to_string()).arg(lane.lane.family.as_str()).number(lane.events);
         }
-        for event in events {
-            let lane = lane_numbers.get(&event.lane).map_or(1, |number| number + 1);
-            call.push_arg(lane.to_string());
-            call.push_arg(event.bytes.as_slice());
-            if checks {
-                let (dedup, dedup_px) = numbered(event, &event.dedup, &mut call);
-                let (once, once_px) = numbered(event, &event.once, &mut call);
-                call.push_arg(event.id.as_str());
-                call.push_arg(if event.supplied_id { "1" } else { "" });
-                call.push_arg(dedup);
-                call.push_arg(dedup_px);
-                call.push_arg(once);
-                call.push_arg(once_px);
-                call.push_arg(event.data_hash.as_str());
-                call.push_arg(event.at.map(|at| at.to_string()).unwrap_or_default());
+        let mut dedup_keys = DedupKeys { keys, numbers: HashMap::new() };
+        for (event, lane) in batch.events.iter().zip(&batch.lane_of) {
+            if batch.mode == Mode::Anything {
+                call.push_arg((lane + 1).to_string());
+            }
+            call.push_arg(event.bytes.clone());
+            match batch.mode {
+                Mode::Nothing => {}
+                Mode::Ids => {
+                    call.push_arg(if event.supplied_id { event.id.as_str() } else { "" });
+                    call.push_arg(event.data_hash.as_str());
+                }
+                Mode::Anything => {
+                    let (dedup, dedup_px) = dedup_keys.number(event, event.dedup.as_ref(), &mut call);
+                    let (once, once_px) = dedup_keys.number(event, event.once.as_ref(), &mut call);
+                    call.push_arg(event.id.as_str());
+                    call.push_arg(if event.supplied_id { "1" } else { "" });
+                    call.push_arg(dedup);
+                    call.push_arg(dedup_px);
+                    call.push_arg(once);
+                    call.push_arg(once_px);
+                    call.push_arg(event.data_hash.as_str());
+                    call.push_arg(event.at.map(|at| at.to_string()).unwrap_or_default());
+                }
             }
         }
         call
     }
 }
 
-/// Reads the script's answer: one line per event (see `append.lua`).
+/// What the script must look up for the events of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Nothing = 1,
+    Ids = 2,
+    Anything = 3,
+}
+
+/// Events arranged for one script call: those of one lane together, unless order between lanes matters.
+struct Batch<'e> {
+    mode: Mode,
+    lanes: Vec<LaneOfBatch<'e>>,
+    events: Vec<&'e Encoded>,
+    /// Per event of `events`, its lane's index.
+    lane_of: Vec<usize>,
+    /// Per event of `events`, its place in the caller's order.
+    place: Vec<usize>,
+}
+
+struct LaneOfBatch<'e> {
+    lane: &'e Lane,
+    events: usize,
+}
+
+impl<'e> Batch<'e> {
+    fn arrange(events: &[&'e Encoded]) -> Self {
+        let mut numbers: HashMap<&Lane, usize> = HashMap::new();
+        let mut lanes: Vec<LaneOfBatch<'e>> = Vec::new();
+        let number = |event: &&'e Encoded| {
+            let number = *numbers.entry(&event.lane).or_insert_with(|| {
+                lanes.push(LaneOfBatch { lane: &event.lane, events: 0 });
+                lanes.len() - 1
+            });
+            lanes[number].events += 1;
+            number
+        };
+        let mut lane_of: Vec<usize> = events.iter().map(number).collect();
+        let needs_more = |event: &&Encoded| event.dedup.is_some() || event.once.is_some() || event.at.is_some();
+        let families: std::collections::HashSet<&Family> = lanes.iter().map(|lane| &lane.lane.family).collect();
+        let mode = if events.iter().any(needs_more) {
+            Mode::Anything
+        } else if !events.iter().any(|event| event.supplied_id) {
+            Mode::Nothing
+        } else if families.len() == lanes.len() {
+            Mode::Ids
+        } else {
+            // One id may be in two lanes of its family here: then the first in the caller's order counts.
+            Mode::Anything
+        };
+        let mut place: Vec<usize> = (0..events.len()).collect();
+        if mode != Mode::Anything && lanes.len() > 1 {
+            place.sort_by_key(|&at| lane_of[at]);
+            lane_of.sort_unstable();
+        }
+        let events = place.iter().map(|&at| events[at]).collect();
+        Self { mode, lanes, events, lane_of, place }
+    }
+
+    fn journal_blob(&self) -> Vec<u8> {
+        let mut sources: Vec<String> = Vec::new();
+        let short = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
+        let mut rows = Vec::with_capacity(self.events.len());
+        for (event, lane) in self.events.iter().zip(&self.lane_of) {
+            let source = sources.iter().rposition(|source| *source == event.source).unwrap_or_else(|| {
+                sources.push(event.source.clone());
+                sources.len() - 1
+            });
+            rows.push(EnqueueRow(
+                short(*lane),
+                PackedId(event.id.clone()),
+                short(source),
+                u32::try_from(event.bytes.len()).unwrap_or(u32::MAX),
+                u8::from(event.unrouted),
+            ));
+        }
+        let lanes = self.lanes.iter().map(|lane| lane.lane.to_string()).collect();
+        journal::encode(&[Record::Enqueue(Enqueue { lanes, sources, rows })])
+    }
+
+    /// Puts results back into the caller's order.
+    fn restore<T>(&self, results: Vec<T>) -> Vec<T> {
+        let mut placed: Vec<(usize, T)> = self.place.iter().copied().zip(results).collect();
+        placed.sort_by_key(|(place, _)| *place);
+        placed.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+/// Numbers the distinct dedup keys of one call.
+struct DedupKeys<'k> {
+    keys: &'k super::keys::Keys,
+    numbers: HashMap<String, usize>,
+}
+
+impl DedupKeys<'_> {
+    /// Number and window of a key, both empty where there is none.
+    fn number(
+        &mut self,
+        event: &Encoded,
+        key: Option<&(String, u128)>,
+        call: &mut super::redis::ScriptCall<'_>,
+    ) -> (String, String) {
+        let Some((key, px)) = key else { return (String::new(), String::new()) };
+        let key = self.keys.dedup(&event.lane.family, key);
+        let next = self.numbers.len() + 1;
+        let number = *self.numbers.entry(key.clone()).or_insert_with(|| {
+            call.push_key(key);
+            next
+        });
+        (number.to_string(), px.to_string())
+    }
+}
+
+/// The script's answer as one line per event: `<first entry id>*<events>` stands for a run of entries.
+pub(super) fn answer_lines(answer: &str) -> Vec<std::borrow::Cow<'_, str>> {
+    let mut lines = Vec::new();
+    for line in answer.split('\n') {
+        let run = line.split_once('*').and_then(|(first, count)| {
+            Some((first.parse::<EntryId>().ok()?, count.parse::<u64>().ok()?.min(BATCH_MAX as u64)))
+        });
+        match run {
+            Some((first, count)) => {
+                lines.extend((0..count).map(|n| EntryId { seq: first.seq + n, ..first }.to_string().into()));
+            }
+            None => lines.push(line.into()),
+        }
+    }
+    lines
+}
+
+/// Reads the script's answer (see `append.lua`).
 fn parse_answer(answer: &str, events: &[&Encoded], durability: Durability) -> Result<Vec<Appended>, Error> {
-    let appended: Option<Vec<Appended>> = answer
-        .split('\n')
+    let lines = answer_lines(answer);
+    let appended: Option<Vec<Appended>> = lines
+        .iter()
+        .map(AsRef::as_ref)
         .zip(events)
         .map(|(line, event)| {
             let place = |text: &str| {

@@ -16,6 +16,7 @@ use std::borrow::Cow;
 use redis::streams::StreamRangeReply;
 use serde_json::{Value, json};
 
+use super::append;
 use super::bus::Bus;
 use super::entry_id::EntryId;
 use super::records::{Dispatches, Enqueue, Entry, Fact, Level, Record};
@@ -98,7 +99,8 @@ pub struct Fields {
 
 /// Turns one journal entry into the facts it stands for. False when it could not be decoded.
 pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
-    let lines: Vec<&str> = fields.s.as_deref().map(|s| s.split('\n').collect()).unwrap_or_default();
+    let lines = fields.s.as_deref().map(append::answer_lines).unwrap_or_default();
+    let lines: Vec<&str> = lines.iter().map(AsRef::as_ref).collect();
     let refused: Vec<&str> = fields.x.as_deref().map(|x| x.split('\n').collect()).unwrap_or_default();
     let records: Vec<Record> = match fields.b.as_deref().map(rmp_serde::from_slice) {
         Some(Ok(records)) => records,

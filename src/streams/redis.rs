@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, Value};
 use tokio::sync::Mutex;
@@ -286,11 +287,33 @@ fn parse<T: FromRedisValue>(value: Value) -> Result<T, Error> {
     T::from_redis_value(value).map_err(|error| Error::Reply { command: "a command", detail: error.to_string() })
 }
 
+/// One key or argument: shared bytes are not copied.
+pub struct Part(Bytes);
+
+macro_rules! part_from {
+    ($($type:ty => $convert:expr;)*) => {$(
+        impl From<$type> for Part {
+            fn from(value: $type) -> Self {
+                #[allow(clippy::redundant_closure_call)]
+                Self(($convert)(value))
+            }
+        }
+    )*};
+}
+
+part_from! {
+    Bytes => |bytes| bytes;
+    Vec<u8> => Bytes::from;
+    String => Bytes::from;
+    &str => |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    &[u8] => Bytes::copy_from_slice;
+}
+
 /// One call of a script: its keys, then its arguments.
 pub struct ScriptCall<'a> {
     script: &'a Script,
-    keys: Vec<Vec<u8>>,
-    args: Vec<Vec<u8>>,
+    keys: Vec<Bytes>,
+    args: Vec<Bytes>,
 }
 
 impl<'a> ScriptCall<'a> {
@@ -302,15 +325,15 @@ impl<'a> ScriptCall<'a> {
 
     /// Adds a key.
     #[must_use]
-    pub fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.keys.push(key.into());
+    pub fn key(mut self, key: impl Into<Part>) -> Self {
+        self.keys.push(key.into().0);
         self
     }
 
     /// Adds an argument.
     #[must_use]
-    pub fn arg(mut self, arg: impl Into<Vec<u8>>) -> Self {
-        self.args.push(arg.into());
+    pub fn arg(mut self, arg: impl Into<Part>) -> Self {
+        self.args.push(arg.into().0);
         self
     }
 
@@ -321,13 +344,13 @@ impl<'a> ScriptCall<'a> {
     }
 
     /// Adds a key in place.
-    pub fn push_key(&mut self, key: impl Into<Vec<u8>>) {
-        self.keys.push(key.into());
+    pub fn push_key(&mut self, key: impl Into<Part>) {
+        self.keys.push(key.into().0);
     }
 
     /// Adds an argument in place.
-    pub fn push_arg(&mut self, arg: impl Into<Vec<u8>>) {
-        self.args.push(arg.into());
+    pub fn push_arg(&mut self, arg: impl Into<Part>) {
+        self.args.push(arg.into().0);
     }
 
     fn command(&self) -> Cmd {
@@ -335,7 +358,7 @@ impl<'a> ScriptCall<'a> {
         let mut cmd = Cmd::with_capacity(self.keys.len() + self.args.len() + 3, bytes + 64);
         cmd.arg("EVALSHA").arg(self.script.hash()).arg(self.keys.len());
         for part in self.keys.iter().chain(&self.args) {
-            cmd.arg(part.as_slice());
+            cmd.arg(part.as_ref());
         }
         cmd
     }

@@ -75,6 +75,7 @@ pub(in crate::cli) async fn run(args: &Args, context: &Context) -> Ending {
         }
         Err(failure) if is_human => Ending::Outcome(Err(failure)),
         Err(failure) => {
+            let failure = context.advise(failure);
             let exit = failure.exit();
             let mut line = output::envelope(&context.command, &Err(failure));
             line["type"] = json!("error");

@@ -1,0 +1,95 @@
+//! What may change while a service runs: the env file, secret files, the registry.
+//!
+//! Looked at every two seconds and on SIGHUP. Secrets and registry take effect at once; of every other setting the
+//! name is journaled (`config.changed`) and logged, and it takes effect with the next start.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Sources};
+use crate::diagnose::chain;
+use crate::ingest::gateway::Gateway;
+use crate::registry::watch::RegistryHandle;
+use crate::streams::bus::Bus;
+use crate::streams::records::Fact;
+
+/// How often the env file is looked at.
+const POLL: Duration = Duration::from_secs(2);
+/// How often secret files are read again, in polls.
+const SECRETS_EVERY: u64 = 15;
+
+/// What a reload acts on.
+pub(super) struct Reload {
+    pub config: Config,
+    pub sources: Sources,
+    pub registry: RegistryHandle,
+    pub gateway: Option<Gateway>,
+    pub bus: Bus,
+}
+
+impl Reload {
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+        let Ok(mut hangup) = hangup else { return };
+        let mut stamp = stamp(&self.config.env_file);
+        let mut polls: u64 = 0;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = hangup.recv() => {
+                    if let Err(error) = self.registry.reload() {
+                        tracing::error!(error = %error, "the registry file is wrong; the last good one stays in force");
+                    }
+                    self.read_config().await;
+                }
+                () = tokio::time::sleep(POLL) => {
+                    polls += 1;
+                    let now = self::stamp(&self.config.env_file);
+                    if now != stamp {
+                        stamp = now;
+                        self.read_config().await;
+                    } else if polls.is_multiple_of(SECRETS_EVERY) {
+                        self.swap_secrets();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_config(&mut self) {
+        let config = match Config::load(&self.sources) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "the env file can't be used; the old settings stay in force");
+                return;
+            }
+        };
+        let changed = config.changed_keys(&self.config);
+        self.config = config;
+        self.swap_secrets();
+        if !changed.is_empty() {
+            tracing::warn!(
+                keys = changed.join(","),
+                "settings changed; restart the service for those that are no secrets"
+            );
+            let fact = Fact::new("queue", "config.changed").with("keys", changed.join(","));
+            let _ = self.bus.journal([fact]).await;
+        }
+    }
+
+    fn swap_secrets(&self) {
+        let Some(gateway) = &self.gateway else { return };
+        match super::secrets(&self.config) {
+            Ok(secrets) => gateway.replace_secrets(secrets),
+            Err(error) => tracing::error!(error = %chain(&error), "the new secrets can't be read; the old ones stay"),
+        }
+    }
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
