@@ -28,6 +28,11 @@ const fn code(code: &'static str, means: &'static str, fix: &'static str) -> Cod
 /// In alphabetical order.
 const CODES: &[Code] = &[
     code(
+        "AMBIGUOUS_ID",
+        "Several events match the id; the message lists them.",
+        "Use more characters, or the event id where two lanes share a stream id.",
+    ),
+    code(
         "BENCH_TOO_SLOW",
         "A measured rate is below what was asked for.",
         "Compare with the raw ceiling that the bench prints: a loaded machine or a slow disk shows there too.",
@@ -84,6 +89,7 @@ const CODES: &[Code] = &[
         "INNGEST_URL names an external server but INNGEST_EVENT_KEY is not set, so every dispatch there would fail.",
         "Set INNGEST_EVENT_KEY, or unset INNGEST_URL.",
     ),
+    code("INPUT_UNREADABLE", "A file of events or data can't be read.", "Name a readable file, or - for stdin."),
     code(
         "INTERNAL_ERROR",
         "A fault of this program.",
@@ -91,15 +97,11 @@ const CODES: &[Code] = &[
     ),
     code(
         "INVALID_EVENT_ID",
-        "The event id is empty, too long or has control characters.",
-        "Use another id, or leave it out: one is made.",
+        "The event id is too long or holds control characters.",
+        "Use 1 to 200 bytes without control characters, or leave the id out.",
     ),
     code("INVALID_EVENT_NAME", "The event name is not usable.", "Use a name such as content/updated."),
-    code(
-        "INVALID_FIELD",
-        "A field of the event is not usable; the message names it.",
-        "Correct the field, or leave it out.",
-    ),
+    code("INVALID_FIELD", "A source, dedup key or time breaks its rule.", "Correct the field that the message names."),
     code(
         "INVALID_JSON",
         "The data is no JSON; the message has the position.",
@@ -227,14 +229,10 @@ const CODES: &[Code] = &[
     ),
     code(
         "REGISTRY_INVALID",
-        "The registry file says something that isn't possible; every problem is listed with its line. A running service keeps the last good table.",
-        "Correct the lines that the message names.",
+        "The registry file says something that is not possible. A running service keeps the last good one.",
+        "See every problem with `joelclaw queue registry check`.",
     ),
-    code(
-        "REGISTRY_UNREADABLE",
-        "The registry file exists and can't be read.",
-        "Correct its permissions or SYSTEM_BUS_REGISTRY.",
-    ),
+    code("REGISTRY_UNREADABLE", "The registry file can't be read.", "Correct its path or its permissions."),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
         "TOO_LARGE",

@@ -99,7 +99,7 @@ pub enum Configured {
     /// Show every setting in force and what chose it
     Config(config::Args),
     /// Look at the queue and act on it
-    Queue(queue::Args),
+    Queue(Box<queue::Args>),
     /// Count what became of every accepted event: lost must be 0
     Verify(verify::Args),
     /// Measure the pipeline

@@ -363,9 +363,9 @@ impl Output {
         print(&format!("{value}\n")).is_ok()
     }
 
-    /// One line for people, as [`Output::line`] is one for programs.
-    pub fn text(&self, line: &str) -> bool {
-        print(&format!("{line}\n")).is_ok()
+    /// The same for people: text as it is.
+    pub fn text(&self, text: &str) -> bool {
+        print(&format!("{text}\n")).is_ok()
     }
 
     /// A page that replaces the one before it, for `--watch` at a terminal.

@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod control;
+pub mod dead;
 pub mod fsck;
 pub mod look;
 pub mod since;
@@ -14,9 +15,12 @@ use serde_json::Value;
 use super::output::Failure;
 use super::{Context, Ending};
 use crate::diagnose::Exit;
+use crate::registry::Registry;
+use crate::registry::entry::HandlerSpec;
 use crate::registry::watch::RegistryHandle;
 use crate::service::running_service;
 use crate::streams::bus::Bus;
+use crate::streams::family::Family;
 use crate::streams::redis::Redis;
 
 /// Look at the queue and act on it
@@ -39,6 +43,8 @@ enum Command {
     Fsck(fsck::Args),
     /// Show the journal as it is written
     Tail(tail::Args),
+    /// The events that no handler could take
+    Dead(dead::Args),
 }
 
 /// Runs the command.
@@ -48,6 +54,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Ending {
         Command::Act(command) => act::run(command, context).await,
         Command::Control(args) => control::run(args, context).await,
         Command::Fsck(args) => fsck::run(args, context).await,
+        Command::Dead(args) => dead::run(args, context).await,
         Command::Tail(args) => return tail::run(args, context).await,
     })
 }
@@ -95,4 +102,16 @@ pub async fn redis_of(bus: &Bus, context: &Context) -> Value {
 /// The routing table of this configuration.
 pub fn registry(context: &Context) -> Result<RegistryHandle, Failure> {
     Ok(RegistryHandle::load(context.config.system.registry.clone())?)
+}
+
+/// Whether an `inngest` handler has somewhere to send to. A server without its key counts: the service refuses to start.
+pub fn is_inngest_served(context: &Context) -> bool {
+    !matches!(context.config.external_inngest(), Ok(None))
+}
+
+/// Whether some handler wants the events of this name.
+pub fn is_routed(context: &Context, registry: &Registry, family: &Family) -> bool {
+    registry
+        .lookup(family)
+        .is_some_and(|entry| !matches!(entry.handler, HandlerSpec::Inngest { .. }) || is_inngest_served(context))
 }

@@ -10,7 +10,7 @@
 //! | `drainer` | the start of the newest live drainer |
 //! | blank | as if it were not given |
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
 
 use super::super::output::Failure;
 use crate::config::units::parse_duration;
@@ -83,15 +83,14 @@ fn parse(text: &str) -> Option<Since> {
     }
     let zoned = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_millis());
     let local = || text.parse::<NaiveDateTime>().map(|time| time.and_utc().timestamp_millis());
-    let day = || text.parse::<NaiveDate>().map(|day| day.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis());
+    let day = || text.parse::<NaiveDate>().map(|day| day.and_time(NaiveTime::MIN).and_utc().timestamp_millis());
     let ms = zoned.or_else(|_| local()).or_else(|_| day()).ok()?;
     u64::try_from(ms).ok().filter(|ms| *ms > 0).map(Since::At)
 }
 
 /// `2026-03-07T19:33:05.000Z`.
 pub fn iso(ms: u64) -> String {
-    let time = i64::try_from(ms).ok().and_then(DateTime::<Utc>::from_timestamp_millis);
-    time.map_or_else(|| ms.to_string(), |time| time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    super::look::iso(ms).unwrap_or_else(|| ms.to_string())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Commands that change something. Each refuses to touch another data set than the running service uses.
 
+pub mod emit;
 pub mod resume;
 
 use super::super::Context;
@@ -8,6 +9,8 @@ use super::super::output::{Failure, Report};
 /// Commands that change something.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
+    /// Append one event, or a file of them
+    Emit(emit::Args),
     /// Let a paused family go on
     Resume(resume::Args),
 }
@@ -15,6 +18,7 @@ pub enum Command {
 /// Runs the command.
 pub async fn run(command: &Command, context: &Context) -> Result<Report, Failure> {
     match command {
+        Command::Emit(args) => emit::run(args, context).await,
         Command::Resume(args) => resume::run(args, context).await,
     }
 }
