@@ -254,6 +254,29 @@ async fn the_journal_is_followed_until_interrupted() {
 }
 
 #[tokio::test]
+async fn following_ends_when_its_reader_leaves() {
+    use std::io::{BufRead as _, BufReader};
+    let (redis, bus) = here().await;
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_joelclaw"))
+        .args(["queue", "tail", "--redis-url", &redis.url()])
+        .env("SYSTEM_BUS_ENV_FILE", bus.env_file())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("\"start\""), "{line}");
+    let status = eventually(SOON, || {
+        let ended = child.try_wait().unwrap().ok_or("still running");
+        async move { ended }
+    })
+    .await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(std::io::read_to_string(child.stderr.take().unwrap()).unwrap(), "");
+}
+
+#[tokio::test]
 async fn a_file_of_events_is_appended_once_and_its_bad_lines_are_named() {
     let (_redis, bus) = here().await;
     let mut file: Vec<String> = (1..=450)

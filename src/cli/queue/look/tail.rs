@@ -84,6 +84,9 @@ async fn follow(bus: &Bus, mut from: EntryId, family: Option<&Family>, context: 
         }
         from = last.map_or(from, EntryId::next);
         if page.last.is_none() {
+            if !context.output.is_read() {
+                return;
+            }
             tokio::time::sleep(STEP).await;
         }
     }
