@@ -136,6 +136,9 @@ impl Tail<'_> {
             {
                 return Ok(End::Timeout(timeout));
             }
+            if !is_full && !self.context.output.is_read() {
+                return Ok(End::Unread);
+            }
             let left = deadline.map_or(POLL, |(at, _)| at.saturating_duration_since(Instant::now()));
             wait = if is_full { Duration::ZERO } else { POLL.min(left) };
         }

@@ -309,10 +309,10 @@ async fn bulk(args: &Args, path: &str, bus: &Bus, admission: &Admission, context
     let (send, mut batches) = tokio::sync::mpsc::channel(2);
     let reading = tokio::task::spawn_blocking(move || read_lines(reader, &send));
     let mut is_stopped = false;
-    'all: while let Some(raw) = batches.recv().await {
+    while let Some(raw) = batches.recv().await {
         let mut lines = Vec::with_capacity(raw.len());
         let mut read = 0;
-        let mut stop_at = None;
+        let mut stop = None;
         let last = raw.last().map_or(counts.next_line, |line: &RawLine| line.number + 1);
         for RawLine { number, bytes } in raw {
             read += bytes.len() as u64 + 1;
@@ -326,13 +326,11 @@ async fn bulk(args: &Args, path: &str, bus: &Bus, admission: &Admission, context
             };
             match parsed {
                 Ok(line) => lines.push(line),
-                Err(bad) => {
-                    counts.fail(bad);
-                    if args.strict {
-                        stop_at = Some(number);
-                        break;
-                    }
+                Err(bad) if args.strict => {
+                    stop = Some(bad);
+                    break;
                 }
+                Err(bad) => counts.fail(bad),
             }
         }
         let bad = append(&mut lines, admission, args, &mut counts).await.map_err(|error| {
@@ -344,10 +342,17 @@ async fn bulk(args: &Args, path: &str, bus: &Bus, admission: &Admission, context
         } else {
             counts.accepted + counts.duplicates + counts.failed - progress.position()
         });
-        if let Some(number) = bad.or(stop_at) {
+        // The lines before the unreadable one may hold an earlier bad one.
+        let refused = bad.or_else(|| {
+            let bad = stop?;
+            let number = bad.line;
+            counts.fail(bad);
+            Some(number)
+        });
+        if let Some(number) = refused {
             counts.next_line = number;
             is_stopped = true;
-            break 'all;
+            break;
         }
         counts.next_line = counts.next_line.max(last);
     }
@@ -359,6 +364,7 @@ async fn bulk(args: &Args, path: &str, bus: &Bus, admission: &Admission, context
         let fix = format!("joelclaw queue emit --bulk {path} --from-line {}", counts.next_line);
         return Err(Failure::new("INPUT_UNREADABLE", Exit::Usage, message, fix));
     }
+    counts.errors.sort_by_key(|bad| bad.line);
     let result = json!({
         "accepted": counts.accepted,
         "duplicates": counts.duplicates,

@@ -10,7 +10,7 @@ use super::super::output::{Failure, Report};
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
     /// Append one event, or a file of them
-    Emit(emit::Args),
+    Emit(Box<emit::Args>),
     /// Let a paused family go on
     Resume(resume::Args),
 }

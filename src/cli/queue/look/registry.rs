@@ -110,8 +110,9 @@ fn explain(event: &Family, context: &Context) -> Result<Report, Failure> {
     let explanation = registry.explain(event);
     let is_served = is_routed(context, &registry, event);
     let path = context.config.system.registry.display().to_string();
-    let to_add =
-        format!("[event.\"{event}\"]\nhandler = {{ type = \"http\", target = \"http://127.0.0.1:8080/hook\" }}");
+    let to_add = format!(
+        "[[event]]\nname = \"{event}\"\nhandler = {{ type = \"http\", target = \"http://127.0.0.1:8080/hook\" }}"
+    );
     let (text, hint) = match explanation.entry {
         None => (format!("No entry matches {event}: its events are kept until one does."), true),
         Some(entry) if !is_served => (
