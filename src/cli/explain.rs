@@ -131,6 +131,11 @@ const CODES: &[Code] = &[
         "Wait for it, or use --force if that drainer is gone for good.",
     ),
     code(
+        "QUEUE_ACK_TOO_YOUNG",
+        "The age asked for is less than the oldest live drainer has run, so what is about to be dispatched would be acknowledged too.",
+        "Use the age that the error names, or --force.",
+    ),
+    code(
         "QUEUE_CONTROL_INVALID_TTL",
         "A pause lasts from 60 s to the configured maximum.",
         "Use for example --ttl 10m.",
@@ -150,6 +155,21 @@ const CODES: &[Code] = &[
         "QUEUE_MESSAGE_MISSING",
         "No such entry is stored: it was completed and trimmed, acknowledged, or never appended.",
         "Look for its id with `joelclaw queue list`.",
+    ),
+    code(
+        "QUEUE_PAUSE_SHORTER",
+        "The family is paused for longer than the new pause would hold it.",
+        "Add --yes to replace it all the same.",
+    ),
+    code(
+        "QUEUE_PLAN_CHANGED",
+        "The entries are not those of the dry run any more.",
+        "Look at the dry run again, then use its planHash.",
+    ),
+    code(
+        "QUEUE_UNDO_EXPIRED",
+        "The batch is unknown, was undone before, or its time is over.",
+        "See what it acknowledged with `joelclaw queue tail --since 1h`.",
     ),
     code("REASON_REQUIRED", "The change is recorded and needs a reason.", "Add --reason with a few words."),
     code(

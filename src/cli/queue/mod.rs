@@ -5,6 +5,7 @@
 pub mod act;
 pub mod control;
 pub mod dead;
+mod dead_change;
 pub mod fsck;
 pub mod look;
 pub mod since;
