@@ -95,7 +95,38 @@ pub fn envelope(ran: &Ran) -> Value {
     assert_eq!(ran.stdout.lines().count(), 1, "{ran:#?}");
     let envelope = ran.json();
     assert_eq!(violations(&envelope), Vec::<String>::new(), "{envelope}");
+    assert_next_actions_parse(&envelope);
     envelope
+}
+
+/// What a program would run: known values in place, unknown ones as some word, optional parts left out.
+fn filled(action: &Value) -> Vec<String> {
+    let command = action["command"].as_str().unwrap();
+    let words = command.split(" [").next().unwrap().split_whitespace();
+    words
+        .map(|word| match word.strip_prefix('<').and_then(|word| word.strip_suffix('>')) {
+            Some(name) => {
+                let value = &action["params"][name]["value"];
+                assert!(action["params"][name].is_object(), "{name} is not described: {action}");
+                value
+                    .as_str()
+                    .map_or_else(|| if value.is_null() { "x".into() } else { value.to_string() }, str::to_owned)
+            }
+            None => word.to_owned(),
+        })
+        .collect()
+}
+
+/// Every next action is a command of this binary.
+#[track_caller]
+fn assert_next_actions_parse(envelope: &Value) {
+    use clap::CommandFactory as _;
+    for action in envelope["next_actions"].as_array().unwrap() {
+        if action["external"] != true {
+            let parsed = system_bus::cli::Cli::command().try_get_matches_from(filled(action));
+            assert!(parsed.is_ok(), "{action}: {}", parsed.unwrap_err());
+        }
+    }
 }
 
 /// The failure that a command ends with; of a stream, its last line.
@@ -106,6 +137,7 @@ pub fn failure(ran: &Ran) -> Value {
     let failure: Value = serde_json::from_str(last).unwrap();
     assert_eq!(violations(&failure), Vec::<String>::new(), "{failure}");
     assert!(failure["error"].is_object(), "{failure}");
+    assert_next_actions_parse(&failure);
     failure
 }
 
