@@ -100,7 +100,7 @@ impl Failure {
         self
     }
 
-    /// The exit code.
+    /// The stable code.
     pub fn code(&self) -> &str {
         &self.code
     }

@@ -26,7 +26,7 @@ use super::json::JsonObject;
 use super::keys::MAX_BLOCKING_LANES;
 use super::lane::Lane;
 use super::priority::Priority;
-use super::records::{Enqueue, EnqueueRow, PackedId, Record};
+use super::records::{Enqueue, EnqueueRow, PackedId, Record, nth_id};
 use super::scripts;
 use crate::diagnose::{Diagnose, Exit};
 
@@ -281,6 +281,8 @@ struct Encoded {
     lane: Lane,
     source: String,
     id: String,
+    /// The same as a number, where it was made here.
+    own_id: Option<uuid::Uuid>,
     supplied_id: bool,
     bytes: Bytes,
     dedup: Option<(String, u128)>,
@@ -328,15 +330,17 @@ impl Appender {
 
     fn encode(&self, events: Vec<NewEvent>) -> Result<Vec<Encoded>, Error> {
         let now = chrono::Utc::now().timestamp_millis();
-        let encode = |(index, event)| encode_one(index, event, now, self.settings.max_event_bytes);
+        let first_id = uuid::Uuid::now_v7();
+        let encode =
+            |(index, event)| encode_one(index, event, nth_id(first_id, index), now, self.settings.max_event_bytes);
         events.into_iter().enumerate().map(encode).collect()
     }
 }
 
-fn encode_one(index: usize, event: NewEvent, now: i64, limit: usize) -> Result<Encoded, Error> {
+fn encode_one(index: usize, event: NewEvent, own_id: uuid::Uuid, now: i64, limit: usize) -> Result<Encoded, Error> {
     use sha2::Digest as _;
     let supplied_id = event.id.is_some();
-    let id = event.id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let id = event.id.unwrap_or_else(|| own_id.to_string());
     let px = |window: Duration| window.as_millis().max(1);
     let dedup = event.dedup_key.clone().zip(event.dedup_window).map(|(key, window)| (key, px(window)));
     let data_hash =
@@ -364,6 +368,7 @@ fn encode_one(index: usize, event: NewEvent, now: i64, limit: usize) -> Result<E
         lane,
         source,
         id,
+        own_id: (!supplied_id).then_some(own_id),
         supplied_id,
         bytes: bytes.into(),
         dedup,
@@ -695,19 +700,26 @@ impl<'e> Batch<'e> {
     fn journal_blob(&self) -> Vec<u8> {
         let mut sources: Vec<String> = Vec::new();
         let short = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-        let mut rows = Vec::with_capacity(self.events.len());
+        let mut rows: Vec<EnqueueRow> = Vec::new();
+        // The id that would go on with the last row.
+        let mut next: Option<uuid::Uuid> = None;
+        let mut first: Option<uuid::Uuid> = None;
         for (event, lane) in self.events.iter().zip(&self.lane_of) {
             let source = sources.iter().rposition(|source| *source == event.source).unwrap_or_else(|| {
                 sources.push(event.source.clone());
                 sources.len() - 1
             });
-            rows.push(EnqueueRow(
-                short(*lane),
-                PackedId(event.id.clone()),
-                short(source),
-                u32::try_from(event.bytes.len()).unwrap_or(u32::MAX),
-                u8::from(event.unrouted),
-            ));
+            let (lane, source, unrouted) = (short(*lane), short(source), u8::from(event.unrouted));
+            let bytes = u32::try_from(event.bytes.len()).unwrap_or(u32::MAX);
+            let goes_on = event.own_id.is_some() && event.own_id == next;
+            match rows.last_mut() {
+                Some(row) if goes_on && (row.0, row.2, row.4) == (lane, source, unrouted) => row.3.push(bytes),
+                _ => {
+                    first = event.own_id;
+                    rows.push(EnqueueRow(lane, PackedId(event.id.clone()), source, vec![bytes], unrouted));
+                }
+            }
+            next = first.zip(rows.last()).map(|(first, row)| nth_id(first, row.3.len()));
         }
         let lanes = self.lanes.iter().map(|lane| lane.lane.to_string()).collect();
         journal::encode(&[Record::Enqueue(Enqueue { lanes, sources, rows })])

@@ -113,7 +113,7 @@ pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
         match record {
             Record::Enqueue(batch) => {
                 expand_enqueue(id, &batch, &lines, &mut push);
-                line += batch.rows.len();
+                line += batch.rows.iter().map(|row| row.3.len()).sum::<usize>();
             }
             Record::Dispatch(batch) => expand_dispatches(&batch, true, &refused, &mut push),
             Record::Started(batch) => expand_dispatches(&batch, false, &refused, &mut push),
@@ -146,18 +146,18 @@ pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
 }
 
 fn expand_enqueue(id: EntryId, batch: &Enqueue, lines: &[&str], push: &mut impl FnMut(Fact)) {
-    for (row, line) in batch.rows.iter().zip(lines) {
-        let lane = batch.lanes.get(usize::from(row.0)).cloned().unwrap_or_default();
+    for ((lane, event_id, source, bytes, unrouted), line) in batch.events().zip(lines) {
+        let lane = batch.lanes.get(usize::from(lane)).cloned().unwrap_or_default();
         let (family, priority) = lane.rsplit_once(":p").unwrap_or((&lane, "2"));
         let number: u64 = priority.parse().unwrap_or(2);
         let base = |action| {
             let mut fact = Fact::new("queue", action)
-                .event(row.1.0.clone())
+                .event(event_id.clone())
                 .with("eventName", family)
                 .with("priority", number)
                 .with("priority_label", format!("P{number}"))
-                .with("source", batch.sources.get(usize::from(row.2)).cloned().unwrap_or_default())
-                .with("bytes", row.3)
+                .with("source", batch.sources.get(usize::from(source)).cloned().unwrap_or_default())
+                .with("bytes", bytes)
                 .with("timestamp", id.ms);
             fact.lane = Some(lane.clone());
             fact
@@ -167,7 +167,7 @@ fn expand_enqueue(id: EntryId, batch: &Enqueue, lines: &[&str], push: &mut impl 
             let entry = rest.rsplit('|').next().unwrap_or_default();
             base("queue.deduplicated")
                 .with("by", by)
-                .with("firstEventId", first.unwrap_or(&row.1.0))
+                .with("firstEventId", first.unwrap_or(&event_id))
                 .with("firstStreamId", entry)
                 .with("dataDiffers", differs)
         };
@@ -182,7 +182,7 @@ fn expand_enqueue(id: EntryId, batch: &Enqueue, lines: &[&str], push: &mut impl 
             _ => {
                 let mut fact = base("queue.enqueue");
                 fact.stream_id = Some((*line).to_owned());
-                if row.4 == 1 {
+                if unrouted == 1 {
                     fact = fact.with("unrouted", true);
                 }
                 push(fact);

@@ -35,13 +35,39 @@ pub struct Enqueue {
     pub lanes: Vec<String>,
     /// Sources, as the rows refer to them.
     pub sources: Vec<String>,
-    /// One per event, in the order of the call.
+    /// Runs of events, in the order of the call.
     pub rows: Vec<EnqueueRow>,
 }
 
-/// One offered event: lane, event id, source, bytes of the entry, 1 when no route was known.
+/// Offered events: lane, id of the first, source, bytes of each entry, 1 when no route was known. A row of several
+/// stands for ids that follow each other (see [`nth_id`]), which is what the appender makes for a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EnqueueRow(pub u16, pub PackedId, pub u16, pub u32, pub u8);
+pub struct EnqueueRow(pub u16, pub PackedId, pub u16, pub Vec<u32>, pub u8);
+
+impl Enqueue {
+    /// Lane, event id, source, bytes and the unrouted mark of every event, in order.
+    pub fn events(&self) -> impl Iterator<Item = (u16, String, u16, u32, u8)> + '_ {
+        self.rows.iter().flat_map(|EnqueueRow(lane, first, source, sizes, unrouted)| {
+            let base = uuid::Uuid::try_parse(&first.0).ok().filter(|_| sizes.len() > 1);
+            sizes.iter().enumerate().map(move |(n, bytes)| {
+                let id = match base {
+                    Some(base) => nth_id(base, n).to_string(),
+                    None => first.0.clone(),
+                };
+                (*lane, id, *source, *bytes, *unrouted)
+            })
+        })
+    }
+}
+
+/// The `n`-th id of a run: `n` is added to the lowest 32 bits, without a carry. Those bits of a UUIDv7 are random and
+/// the counter above them is another for each run, so runs don't meet.
+#[must_use]
+pub const fn nth_id(first: uuid::Uuid, n: usize) -> uuid::Uuid {
+    const LOW: u128 = u32::MAX as u128;
+    let bits = first.as_u128();
+    uuid::Uuid::from_u128((bits & !LOW) | (bits.wrapping_add(n as u128) & LOW))
+}
 
 /// Rows of dispatches.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,9 +280,9 @@ mod tests {
     fn a_batch_survives_the_round_trip_and_uuids_are_short() {
         let uuid = uuid::Uuid::now_v7().to_string();
         let rows = vec![
-            EnqueueRow(0, PackedId(uuid.clone()), 0, 260, 0),
-            EnqueueRow(0, PackedId("subscription:a:b".into()), 0, 260, 1),
-            EnqueueRow(0, PackedId(uuid.to_uppercase()), 0, 260, 0),
+            EnqueueRow(0, PackedId(uuid.clone()), 0, vec![260, 261], 0),
+            EnqueueRow(0, PackedId("subscription:a:b".into()), 0, vec![260], 1),
+            EnqueueRow(0, PackedId(uuid.to_uppercase()), 0, vec![260], 0),
         ];
         let batch = vec![
             Record::Enqueue(Enqueue { lanes: vec!["a:p1".into()], sources: vec!["cli".into()], rows }),
@@ -264,7 +290,11 @@ mod tests {
         ];
         let bytes = rmp_serde::to_vec(&batch).unwrap();
         assert_eq!(rmp_serde::from_slice::<Vec<Record>>(&bytes).unwrap(), batch);
-        let one = rmp_serde::to_vec(&EnqueueRow(0, PackedId(uuid), 0, 260, 0)).unwrap();
-        assert!(one.len() <= 26, "{} bytes", one.len());
+        let run = EnqueueRow(0, PackedId(uuid), 0, vec![260; 100], 0);
+        let one = rmp_serde::to_vec(&run).unwrap();
+        assert!(one.len() <= 330, "{} bytes", one.len());
+        let batch = Enqueue { lanes: Vec::new(), sources: Vec::new(), rows: vec![run] };
+        let ids: std::collections::HashSet<String> = batch.events().map(|(_, id, ..)| id).collect();
+        assert_eq!(ids.len(), 100);
     }
 }
