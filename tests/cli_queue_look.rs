@@ -248,9 +248,32 @@ async fn the_journal_is_followed_until_interrupted() {
     assert_eq!(line["data"]["metadata"]["eventId"], "after-1");
     assert!(!tail.stdout().contains("other-1"));
     tail.interrupt();
-    let ended = tail.wait_exit(SOON).await.assert_code(0);
+    let ended = tail.wait_exit(SOON).await.assert_code(130);
     let last: Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
     assert_eq!((&last["result"]["reason"], &last["result"]["events"]), (&json!("interrupted"), &json!(2)));
+}
+
+#[tokio::test]
+async fn following_ends_when_its_reader_leaves() {
+    use std::io::{BufRead as _, BufReader};
+    let (redis, bus) = here().await;
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_joelclaw"))
+        .args(["queue", "tail", "--redis-url", &redis.url()])
+        .env("SYSTEM_BUS_ENV_FILE", bus.env_file())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("\"start\""), "{line}");
+    let status = eventually(SOON, || {
+        let ended = child.try_wait().unwrap().ok_or("still running");
+        async move { ended }
+    })
+    .await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(std::io::read_to_string(child.stderr.take().unwrap()).unwrap(), "");
 }
 
 #[tokio::test]

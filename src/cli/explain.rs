@@ -32,6 +32,16 @@ const CODES: &[Code] = &[
         "Several events match the id; the message lists them.",
         "Use more characters, or the event id where two lanes share a stream id.",
     ),
+    code(
+        "BENCH_TOO_SLOW",
+        "A measured rate is below what was asked for.",
+        "Compare with the raw ceiling that the bench prints: a loaded machine or a slow disk shows there too.",
+    ),
+    code(
+        "BIND_FAILED",
+        "The address of the HTTP server can't be used.",
+        "Set WORKER_BIND to an address of this machine, and WORKER_PORT to a port its user may open.",
+    ),
     code("CODE_UNKNOWN", "No such code exists.", "List them with `joelclaw explain`."),
     code(
         "CONFIG_FILE_LINE",
@@ -98,6 +108,7 @@ const CODES: &[Code] = &[
         "Check quoting: -d '{\"n\":1}', or -d @file.",
     ),
     code("INVALID_PRIORITY", "The priority is none of P0 to P3.", "Use P0 (now) to P3 (whenever)."),
+    code("INVALID_SCENARIO", "The bench has no such scenario.", "See `joelclaw bench --help`."),
     code(
         "INVALID_SINCE",
         "The time is neither a timestamp, an ISO-8601 time nor an age.",
@@ -110,9 +121,19 @@ const CODES: &[Code] = &[
         "Check appendfsync or the replicas, then repeat it with the same id.",
     ),
     code(
+        "PORT_IN_USE",
+        "Another process has the port of the HTTP server: most likely a second service.",
+        "Stop the other process, or set WORKER_PORT.",
+    ),
+    code(
         "QUEUE_ACK_LEASED",
         "A drainer is working on the entry.",
         "Wait for it, or use --force if that drainer is gone for good.",
+    ),
+    code(
+        "QUEUE_ACK_TOO_YOUNG",
+        "The age asked for is less than the oldest live drainer has run, so what is about to be dispatched would be acknowledged too.",
+        "Use the age that the error names, or --force.",
     ),
     code(
         "QUEUE_CONTROL_INVALID_TTL",
@@ -135,11 +156,86 @@ const CODES: &[Code] = &[
         "No such entry is stored: it was completed and trimmed, acknowledged, or never appended.",
         "Look for its id with `joelclaw queue list`.",
     ),
+    code(
+        "QUEUE_PAUSE_SHORTER",
+        "The family is paused for longer than the new pause would hold it.",
+        "Add --yes to replace it all the same.",
+    ),
+    code(
+        "QUEUE_PLAN_CHANGED",
+        "The entries are not those of the dry run any more.",
+        "Look at the dry run again, then use its planHash.",
+    ),
+    code(
+        "QUEUE_UNDO_EXPIRED",
+        "The batch is unknown, was undone before, or its time is over.",
+        "See what it acknowledged with `joelclaw queue tail --since 1h`.",
+    ),
     code("REASON_REQUIRED", "The change is recorded and needs a reason.", "Add --reason with a few words."),
+    code(
+        "REDIS_DATA_IN_USE",
+        "Another process may be using the data of the managed Redis, so no second one is started on it.",
+        "Run the `ps` or `lsof` that the error shows, and stop that process.",
+    ),
+    code(
+        "REDIS_DIRECTORY_UNUSABLE",
+        "The directory of the managed Redis can't hold its data or its socket.",
+        "Set SYSTEM_BUS_DATA_DIR to a short path of yours on a disk with room.",
+    ),
+    code(
+        "REDIS_EVICTS",
+        "This Redis may drop keys when it is full, and with them accepted events; draining is refused.",
+        "Set `maxmemory-policy noeviction`, or accept losses with --unsafe-eviction.",
+    ),
+    code(
+        "REDIS_INSTANCE_MISMATCH",
+        "The command reaches another data set than the running service uses, so a change would have no effect there. Nothing was changed.",
+        "See `joelclaw config` for what chose the Redis; unset REDIS_URL in the shell, or correct the env file.",
+    ),
+    code(
+        "REDIS_NOT_EMPTY",
+        "The bench was given a Redis that holds keys, and would remove them.",
+        "Leave --throwaway-redis out: the bench starts its own.",
+    ),
     code(
         "REDIS_REFUSED",
         "Redis answered a command with an error.",
         "Read the message; the user may lack a permission, or Redis may be read-only or out of memory.",
+    ),
+    code(
+        "REDIS_SERVER_MISSING",
+        "No redis-server or valkey-server is installed.",
+        "Install one, or set REDIS_URL to a server that runs elsewhere.",
+    ),
+    code(
+        "REDIS_SERVER_NOT_STARTED",
+        "The managed Redis ended while it started, or was not ready in time.",
+        "Read the end of its log, which the error names.",
+    ),
+    code(
+        "REDIS_SERVER_NOT_STOPPED",
+        "The managed Redis does not end: it hangs in the kernel, often on its disk.",
+        "Check the disk; end the process once it answers.",
+    ),
+    code(
+        "REDIS_SERVER_TOO_OLD",
+        "The installed Redis server lacks commands that the queue needs.",
+        "Install Redis 7.0 or newer, or Valkey 8 or newer.",
+    ),
+    code(
+        "REDIS_SERVER_UNUSABLE",
+        "SYSTEM_BUS_REDIS_SERVER names something that is no Redis server.",
+        "Set it to a Redis server, or unset it.",
+    ),
+    code(
+        "REDIS_START_LOCKED",
+        "Another process is starting the managed Redis.",
+        "Wait for it, or end it with the `lsof` that the error shows.",
+    ),
+    code(
+        "REDIS_TOO_OLD",
+        "The Redis in use lacks commands that the queue needs.",
+        "Use Redis 7.0 or newer, or Valkey 8 or newer.",
     ),
     code(
         "REDIS_UNREACHABLE",
@@ -147,11 +243,17 @@ const CODES: &[Code] = &[
         "`joelclaw config` shows which Redis is used and what chose it.",
     ),
     code(
+        "REDIS_URL_INVALID",
+        "The Redis client can't use the URL.",
+        "Write redis://user:password@host:6379/0, rediss://… or unix:///path/redis.sock.",
+    ),
+    code(
         "REGISTRY_INVALID",
         "The registry file says something that is not possible. A running service keeps the last good one.",
         "See every problem with `joelclaw queue registry check`.",
     ),
     code("REGISTRY_UNREADABLE", "The registry file can't be read.", "Correct its path or its permissions."),
+    code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
         "TOO_LARGE",
         "The event is over QUEUE_MAX_EVENT_BYTES.",
@@ -210,6 +312,42 @@ mod tests {
     fn codes_are_sorted_and_complete() {
         assert!(CODES.is_sorted_by(|a, b| a.code < b.code));
         assert!(CODES.iter().all(|entry| entry.means.ends_with('.') && entry.fix.ends_with('.')));
+    }
+
+    /// Of the source: what follows `Failure::new(`, and what a `fn code` answers.
+    fn emitted(source: &str, into: &mut std::collections::BTreeSet<String>) {
+        let literal = |text: &str| {
+            let code = text.trim_start().strip_prefix('"')?.split('"').next()?;
+            let is_code = code.len() > 3 && code.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+            is_code.then(|| code.to_owned())
+        };
+        into.extend(source.split("Failure::new(").skip(1).filter_map(literal));
+        for body in source.split("fn code(&self)").skip(1) {
+            let body = body.split("\n    }\n").next().unwrap_or_default();
+            into.extend(body.split("=>").skip(1).filter_map(literal));
+        }
+    }
+
+    fn visit(folder: &std::path::Path, codes: &mut std::collections::BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                visit(&path, codes);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                emitted(text.split("#[cfg(test)]").next().unwrap(), codes);
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_in_the_source_is_explained() {
+        let mut codes = std::collections::BTreeSet::new();
+        visit(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut codes);
+        assert!(codes.len() > 40, "{codes:?}");
+        let unexplained: Vec<_> =
+            codes.iter().filter(|code| !CODES.iter().any(|entry| entry.code == code.as_str())).collect();
+        assert!(unexplained.is_empty(), "{unexplained:?}");
     }
 
     #[test]

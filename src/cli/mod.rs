@@ -15,6 +15,7 @@ pub mod output;
 pub mod queue;
 pub mod render;
 pub mod up;
+pub mod verify;
 
 use std::io::IsTerminal;
 use std::panic::{self, AssertUnwindSafe};
@@ -98,7 +99,9 @@ pub enum Configured {
     /// Show every setting in force and what chose it
     Config(config::Args),
     /// Look at the queue and act on it
-    Queue(queue::Args),
+    Queue(Box<queue::Args>),
+    /// Count what became of every accepted event: lost must be 0
+    Verify(verify::Args),
     /// Measure the pipeline
     Bench(bench::Args),
 }
@@ -108,7 +111,7 @@ impl Configured {
     fn is_service(&self) -> bool {
         match self {
             Self::Up(_) | Self::Serve(_) | Self::Drainer(_) => true,
-            Self::Config(_) | Self::Queue(_) | Self::Bench(_) => false,
+            Self::Config(_) | Self::Queue(_) | Self::Verify(_) | Self::Bench(_) => false,
         }
     }
 
@@ -127,19 +130,28 @@ impl Configured {
         }
     }
 
-    async fn run(&self, context: &Context) -> Result<Report, Failure> {
-        self.dispatch(context).await.map_err(|failure| context.advise(failure))
+    /// Prints as it goes, so that nothing is left to repeat or to print at its end.
+    fn is_stream(&self) -> bool {
+        matches!(self, Self::Queue(args) if args.is_stream())
     }
 
-    async fn dispatch(&self, context: &Context) -> Result<Report, Failure> {
-        match self {
+    async fn run(&self, context: &Context) -> Ending {
+        match self.dispatch(context).await {
+            Ending::Outcome(outcome) => Ending::Outcome(outcome.map_err(|failure| context.advise(failure))),
+            streamed => streamed,
+        }
+    }
+
+    async fn dispatch(&self, context: &Context) -> Ending {
+        Ending::Outcome(match self {
             Self::Up(args) => up::up(args, context).await,
             Self::Serve(args) => up::serve(args, context).await,
             Self::Drainer(args) => up::drainer(args, context).await,
             Self::Config(args) => config::run(args, context),
-            Self::Queue(args) => queue::run(args, context).await,
+            Self::Queue(args) => return queue::run(args, context).await,
+            Self::Verify(args) => verify::run(args, context).await,
             Self::Bench(args) => bench::run(args, context).await,
-        }
+        })
     }
 }
 
@@ -243,14 +255,14 @@ fn execute(configured: &Configured, global: &Global, command: &str, output: &Out
     };
     let ending = runtime.block_on(async {
         match global.watch {
-            Some(_) if is_service => Ending::Outcome(Err(Failure::new(
+            Some(_) if is_service || configured.is_stream() => Ending::Outcome(Err(Failure::new(
                 "USAGE_ERROR",
                 Exit::Usage,
                 "--watch is for commands that show something; this one runs until it is stopped",
                 "Leave --watch out.",
             ))),
             Some(seconds) => watch(configured, &context, Duration::from_secs(seconds)).await,
-            None => Ending::Outcome(configured.run(&context).await),
+            None => configured.run(&context).await,
         }
     });
     // A blocked read on stdin must not hold the process back.
@@ -274,7 +286,9 @@ async fn watch(configured: &Configured, context: &Context, every: Duration) -> E
                 return Ending::Streamed(ExitCode::from(INTERRUPTED));
             }
         }
-        let outcome = configured.run(context).await;
+        let Ending::Outcome(outcome) = configured.run(context).await else {
+            return Ending::Streamed(ExitCode::SUCCESS);
+        };
         let is_read = match (&outcome, output.mode) {
             (Err(failure), Mode::Json | Mode::Ndjson) => {
                 let exit = failure.exit();

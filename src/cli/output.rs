@@ -368,6 +368,16 @@ impl Output {
         print(&format!("{text}\n")).is_ok()
     }
 
+    /// Whether somebody still reads, asked without writing: for a stream that has nothing to say for a while.
+    pub fn is_read(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let stdout = io::stdout();
+        let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(&stdout), PollFlags::empty())];
+        let is_asked = poll(&mut asked, PollTimeout::ZERO).is_ok();
+        let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+        !(is_asked && asked[0].revents().is_some_and(|events| events.intersects(gone)))
+    }
+
     /// A page that replaces the one before it, for `--watch` at a terminal.
     pub(super) fn page(&self, text: &str) -> bool {
         print(&format!("\u{1b}[H\u{1b}[2J{text}")).is_ok()

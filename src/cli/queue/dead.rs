@@ -8,7 +8,7 @@ use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::{self, Human};
 use super::look::{iso, missing, since};
-use super::{bus, redis_of};
+use super::{bus, dead_change, redis_of};
 use crate::diagnose::Exit;
 use crate::streams::bus::Bus;
 use crate::streams::dead::{DeadFilter, DeadLetter};
@@ -35,6 +35,10 @@ enum Dead {
     /// One dead letter
     #[command(after_help = "Example:\n  joelclaw queue dead inspect 1749990000000-0")]
     Inspect(InspectArgs),
+    /// Send dead letters round again, attempts from zero
+    Redrive(dead_change::RedriveArgs),
+    /// Remove dead letters for good
+    Drop(dead_change::DropArgs),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -61,6 +65,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     match &args.command {
         Dead::List(args) => list(args, context).await,
         Dead::Inspect(args) => inspect(args, context).await,
+        Dead::Redrive(args) => dead_change::redrive(args, context).await,
+        Dead::Drop(args) => dead_change::drop(args, context).await,
     }
 }
 
@@ -99,8 +105,7 @@ async fn list(args: &ListArgs, context: &Context) -> Result<Report, Failure> {
 
 async fn inspect(args: &InspectArgs, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
-    let id = resolve(&bus, &args.dead_id).await?;
-    let Some(letter) = bus.dead_letter(id).await? else { return Err(missing(&bus, &args.dead_id).await?) };
+    let letter = letter(&bus, &args.dead_id).await?;
     let now = bus.now_ms().await?;
     let mut pairs = vec![
         ("dead letter", letter.id.to_string()),
@@ -130,7 +135,19 @@ async fn inspect(args: &InspectArgs, context: &Context) -> Result<Report, Failur
     if let Some(event) = &letter.event {
         report = report.next(super::look::inspect_action(&event.id, "Its history"));
     }
-    Ok(report.next(NextAction::new("queue dead list", "See the other dead letters")))
+    let redrive = NextAction::new("queue dead redrive <dead-id> --reason <text>", "Send it round again");
+    let redrive = redrive.param("dead-id", Param::new().value(letter.id.to_string()).required());
+    Ok(report
+        .next(NextAction::new("queue dead list", "See the other dead letters"))
+        .next(redrive.param("text", Param::new().description("Why").required())))
+}
+
+/// The one dead letter that an id leads to.
+pub(super) async fn letter(bus: &Bus, id: &str) -> Result<DeadLetter, Failure> {
+    match bus.dead_letter(resolve(bus, id).await?).await? {
+        Some(letter) => Ok(letter),
+        None => Err(missing(bus, id).await?),
+    }
 }
 
 async fn resolve(bus: &Bus, id: &str) -> Result<EntryId, Failure> {

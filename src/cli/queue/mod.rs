@@ -3,13 +3,18 @@
 //! [`look`] only reads. [`act`] changes something, each change one script with its journal record.
 
 pub mod act;
+pub mod control;
 pub mod dead;
+mod dead_change;
+pub mod fsck;
 pub mod look;
+pub mod since;
+pub mod tail;
 
 use serde_json::Value;
 
-use super::Context;
-use super::output::{Failure, Report};
+use super::output::Failure;
+use super::{Context, Ending};
 use crate::diagnose::Exit;
 use crate::registry::Registry;
 use crate::registry::entry::HandlerSpec;
@@ -33,16 +38,32 @@ enum Command {
     Look(look::Command),
     #[command(flatten)]
     Act(act::Command),
+    /// Pauses and their history
+    Control(control::Args),
+    /// Check that every accepted event is in exactly one place
+    Fsck(fsck::Args),
+    /// Show the journal as it is written
+    Tail(tail::Args),
     /// The events that no handler could take
     Dead(dead::Args),
 }
 
 /// Runs the command.
-pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
-    match &args.command {
+pub(super) async fn run(args: &Args, context: &Context) -> Ending {
+    Ending::Outcome(match &args.command {
         Command::Look(command) => look::run(command, context).await,
         Command::Act(command) => act::run(command, context).await,
+        Command::Control(args) => control::run(args, context).await,
+        Command::Fsck(args) => fsck::run(args, context).await,
         Command::Dead(args) => dead::run(args, context).await,
+        Command::Tail(args) => return tail::run(args, context).await,
+    })
+}
+
+impl Args {
+    /// Prints as it goes, until it is stopped.
+    pub(super) const fn is_stream(&self) -> bool {
+        matches!(self.command, Command::Tail(_))
     }
 }
 

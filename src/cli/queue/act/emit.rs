@@ -174,7 +174,8 @@ fn sentence(accepted: &Accepted) -> String {
     }
 }
 
-fn read_data(asked: &str) -> Result<String, Failure> {
+/// The text of `-d` and its like: as it is, `@file`, or `-`.
+pub(in crate::cli::queue) fn read_data(asked: &str) -> Result<String, Failure> {
     let unreadable = |name: &str, error: io::Error| {
         Failure::new("INPUT_UNREADABLE", Exit::Usage, format!("{name} can't be read: {error}"), "Name a readable file.")
     };

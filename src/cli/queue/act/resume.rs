@@ -5,7 +5,9 @@ use serde_json::json;
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Report};
 use super::super::super::render::Human;
+use super::super::control::view;
 use super::super::{bus_to_change, redis_of};
+use super::{actor, reason_or};
 use crate::diagnose::Exit;
 use crate::streams::control::{PauseSource, ResumeOutcome};
 use crate::streams::family::Family;
@@ -28,9 +30,9 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let bus = bus_to_change(context).await?;
     let family = &args.family;
-    let fallback = format!("Manual resume from joelclaw queue resume for {family}");
-    let reason = args.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty()).unwrap_or(&fallback);
-    let previous = match bus.resume(family, PauseSource::Manual, reason, args.actor.as_deref()).await? {
+    let reason = reason_or(args.reason.as_deref(), || format!("Manual resume from joelclaw queue resume for {family}"));
+    let actor = actor(args.actor.as_deref(), context);
+    let previous = match bus.resume(family, PauseSource::Manual, &reason, Some(&actor)).await? {
         ResumeOutcome::Resumed { previous } => previous,
         // The observer's rule can't hit an operator; for completeness both are the same answer here.
         ResumeOutcome::NotPaused | ResumeOutcome::ManualPauseActive => {
@@ -40,11 +42,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
             return Err(failure.next(NextAction::new("queue control status", "See what is paused")));
         }
     };
+    let now = bus.now_ms().await?;
     let result = json!({
         "ok": true,
         "family": family,
         "resumed": true,
-        "previousPause": previous,
+        "previousPause": previous.map(|pause| view(&pause, now)),
         "redis": redis_of(&bus, context).await,
     });
     let report = Report::new(result, Human::new().text(format!("{family} goes on.")));

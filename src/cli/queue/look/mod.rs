@@ -1,10 +1,9 @@
-//! Commands that only read: depth, list, inspect, why, registry, tail.
+//! Commands that only read: depth, list, inspect, why, registry.
 
 pub mod depth;
 pub mod inspect;
 pub mod list;
 pub mod registry;
-pub mod tail;
 pub mod why;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -38,8 +37,6 @@ pub enum Command {
     Why(why::Args),
     /// What each event name means: priority, handler, limits
     Registry(registry::Args),
-    /// The journal as it is written
-    Tail(tail::Args),
 }
 
 /// Runs the command.
@@ -50,7 +47,6 @@ pub async fn run(command: &Command, context: &Context) -> Result<Report, Failure
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Why(args) => why::run(args, context).await,
         Command::Registry(args) => registry::run(args, context),
-        Command::Tail(args) => tail::run(args, context).await,
     }
 }
 
