@@ -126,7 +126,7 @@ impl Running {
                 fairness: Fairness::Drr,
                 low_share: 5,
                 first_window: 4,
-                prefetch: 256,
+                prefetch: crate::drainer::PREFETCH_IN_ALL,
                 prefetch_bytes: 8 << 20,
             },
             retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },

@@ -41,6 +41,9 @@ use session::{End, Session};
 use shared::Shared;
 use vitals::Vitals;
 
+/// Entries in memory and on their way there at most, over all lanes: two reads of 128 to work on, two to come.
+pub const PREFETCH_IN_ALL: usize = 512;
+
 /// Limits of one drainer.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -34,9 +34,6 @@ use routes::{AdmissionRoutes, RegistryPlans};
 
 pub use note::{ServiceNote, running_service};
 
-/// Entries in memory at most, over all lanes.
-const PREFETCH_IN_ALL: usize = 256;
-
 /// Which parts a process plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Role {
@@ -297,7 +294,7 @@ fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
             },
             low_share,
             first_window: own.prefetch,
-            prefetch: PREFETCH_IN_ALL,
+            prefetch: drainer::PREFETCH_IN_ALL,
             prefetch_bytes: own.prefetch_bytes,
         },
         retention: drainer::Retention {

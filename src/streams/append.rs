@@ -9,7 +9,7 @@
 //!    from there, so an event is appended once even when its id was made here.
 //! 3. Sizes are checked before the first write: a batch with one bad event appends nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -618,7 +618,8 @@ impl Call {
             match batch.mode {
                 Mode::Nothing => {}
                 Mode::Ids => {
-                    call.push_arg(if event.supplied_id { event.id.as_str() } else { "" });
+                    let field = event.supplied_id.then(|| format!("{}|{}", event.lane.family, event.id));
+                    call.push_arg(field.unwrap_or_default());
                     call.push_arg(event.data_hash.as_str());
                 }
                 Mode::Anything => {
@@ -677,16 +678,19 @@ impl<'e> Batch<'e> {
         };
         let mut lane_of: Vec<usize> = events.iter().map(number).collect();
         let needs_more = |event: &&Encoded| event.dedup.is_some() || event.once.is_some() || event.at.is_some();
-        let families: std::collections::HashSet<&Family> = lanes.iter().map(|lane| &lane.lane.family).collect();
+        let mut ids = HashSet::new();
+        let mut repeats_an_id = || {
+            events.iter().filter(|event| event.supplied_id).any(|event| !ids.insert((&event.lane.family, &event.id)))
+        };
         let mode = if events.iter().any(needs_more) {
             Mode::Anything
         } else if !events.iter().any(|event| event.supplied_id) {
             Mode::Nothing
-        } else if families.len() == lanes.len() {
-            Mode::Ids
-        } else {
-            // One id may be in two lanes of its family here: then the first in the caller's order counts.
+        } else if repeats_an_id() {
+            // The first in the caller's order counts, so the order must stay.
             Mode::Anything
+        } else {
+            Mode::Ids
         };
         let mut place: Vec<usize> = (0..events.len()).collect();
         if mode != Mode::Anything && lanes.len() > 1 {

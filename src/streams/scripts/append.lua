@@ -9,7 +9,8 @@ ARGV  1 tag (prefix of seen:<day>)   2 control channel   3 journal blob (Message
       8 n lanes   9 n events   10 mode   11.. per lane: name, family, and its number of events (modes 1 and 2);
       then per event, the events of one lane together in modes 1 and 2:
       mode 1 (nothing to check)      envelope
-      mode 2 (ids to check)          envelope, event id or '' where it isn't checked, data hash
+      mode 2 (ids to check, no two   envelope, `<family>|<event id>` or '' where it isn't checked, data hash
+              alike in the call)
       mode 3 (anything to check)     lane index, envelope, event id, '1' to check the id or '', dedup key index or '',
                                      dedup PX, once key index or '', once PX, data hash, at ms or ''
 Returns lines, joined by newlines, one per event: `<entry id>` appended | `L` scheduled
@@ -58,24 +59,18 @@ local today
 local checked_field = {}
 if mode > 1 and seen_s > 0 then
   local fields, events = {}, {}
-  local function check(i, family, id)
-    checked_field[i] = family .. '|' .. id
-    fields[#fields + 1] = checked_field[i]
-    events[#events + 1] = i
-  end
-  if mode == 2 then
-    local i, arg = 1, event_args
-    for lane = 1, n_lanes do
-      local at = lane_args + 3 * (lane - 1)
-      for _ = 1, ARGV[at + 2] do
-        if ARGV[arg + 1] ~= '' then check(i, ARGV[at + 1], ARGV[arg + 1]) end
-        i, arg = i + 1, arg + 3
-      end
-    end
-  else
-    for i = 1, n_events do
+  local n = 0
+  for i = 1, n_events do
+    local field
+    if mode == 2 then
+      field = ARGV[event_args + 3 * i - 2]
+    else
       local arg = event_args + 10 * (i - 1)
-      if ARGV[arg + 3] == '1' then check(i, ARGV[lane_args + 3 * (ARGV[arg] - 1) + 1], ARGV[arg + 2]) end
+      field = ARGV[arg + 3] == '1' and ARGV[lane_args + 3 * (ARGV[arg] - 1) + 1] .. '|' .. ARGV[arg + 2] or ''
+    end
+    if field ~= '' then
+      n = n + 1
+      checked_field[i], fields[n], events[n] = field, field, i
     end
   end
   local day = math.floor(time[1] / 86400)
@@ -139,21 +134,19 @@ if mode == 1 then
     end
   end
 elseif mode == 2 then
-  local i, arg, in_batch, marks, prefix = 1, event_args, {}, 0, now .. '|'
+  local i, arg, marks, prefix = 1, event_args, 0, now .. '|'
   for lane = 1, n_lanes do
-    local key, name = KEYS[8 + lane], lane_names[lane]
+    local key, suffix = KEYS[8 + lane], '|' .. lane_names[lane] .. '|'
     for _ = 1, ARGV[lane_args + 3 * (lane - 1) + 2] do
       local field, hash = checked_field[i], ARGV[arg + 2]
-      local duplicate = field and duplicate_of(in_batch[field] or seen_value[i], hash)
+      local duplicate = field and seen_value[i] and duplicate_of(seen_value[i], hash)
       if duplicate then
         results[i] = duplicate
       else
         local id = redis_call('XADD', key, '*', 'e', ARGV[arg])
         results[i] = id
         if field then
-          local value = prefix .. hash .. '|' .. name .. '|' .. id
-          in_batch[field] = value
-          seen_marks[marks + 1], seen_marks[marks + 2] = field, value
+          seen_marks[marks + 1], seen_marks[marks + 2] = field, prefix .. hash .. suffix .. id
           marks = marks + 2
         end
       end
