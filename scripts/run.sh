@@ -29,6 +29,8 @@ fi
 # What your shell says of a Redis must not lead the demo to it.
 unset REDIS_URL REDIS_HOST REDIS_PORT SYSTEM_BUS_ENV_FILE SYSTEM_BUS_DATA_DIR SYSTEM_BUS_REGISTRY WORKER_PORT WORKER_BIND
 
+# Tables also where the output is captured.
+export JOELCLAW_OUTPUT=text
 joelclaw() { "$bus" --env-file "$env_file" "$@" </dev/null; }
 note() { printf '\n$ joelclaw %s\n' "$*"; }
 

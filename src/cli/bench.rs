@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, default_value_t = 200_000)]
     events: usize,
     /// Rounds of each, ours and raw
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
     /// Single events of the latency scenarios
     #[arg(long, default_value_t = 2_000)]

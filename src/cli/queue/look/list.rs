@@ -85,7 +85,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let result = json!({ "count": messages.len(), "messages": messages, "redis": redis_of(&bus, context).await });
     let mut report = Report::new(result, human).list("messages");
     for line in listed.iter().take(3) {
-        if let Some(id) = line.stream_id.as_ref().or(line.event_id.as_ref()) {
+        // Two lanes may share a stream id; an event id is one event.
+        if let Some(id) = line.event_id.as_ref().or(line.stream_id.as_ref()) {
             report = report.next(inspect_action(id, &format!("Look at this {}", line.family)));
         }
     }
