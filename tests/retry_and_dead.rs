@@ -98,7 +98,10 @@ async fn what_cannot_be_read_goes_to_the_dead_letters_and_blocks_nobody() {
     let mut reasons: Vec<_> = letters.iter().map(DeadLetter::reason).collect();
     reasons.sort_unstable();
     assert_eq!(reasons, ["undecodable", "unsupported_version"]);
-    assert!(letters.iter().any(|letter| letter.raw_base64.as_deref() == Some("eyJqc29uIjp0cnVlfQ==")), "the raw bytes are kept");
+    assert!(
+        letters.iter().any(|letter| letter.raw_base64.as_deref() == Some("eyJqc29uIjp0cnVlfQ==")),
+        "the raw bytes are kept"
+    );
     stage.wait_until_empty(LONG).await;
     drainer.kill_9().await;
 }

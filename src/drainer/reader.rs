@@ -34,6 +34,20 @@ pub struct Request {
     pub block: Option<Duration>,
 }
 
+/// What was read.
+#[derive(Debug)]
+pub enum Read {
+    /// A wake token came, or didn't.
+    Woken(bool),
+    /// Entries, in the order of the lanes.
+    Entries {
+        /// The entries.
+        entries: Vec<Leased>,
+        /// The pauses' counter right after.
+        rev: u64,
+    },
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub struct Answer {
@@ -41,8 +55,8 @@ pub struct Answer {
     pub which: Which,
     /// The request.
     pub request: Request,
-    /// Entries, in the order of the lanes; `woken` says that a wake token came.
-    pub result: Result<(Vec<Leased>, bool), Error>,
+    /// What was read.
+    pub result: Result<Read, Error>,
 }
 
 /// The loop's end of a reader.
@@ -68,9 +82,10 @@ impl Reader {
                     task_client.store(reader.connect().await?, Ordering::Relaxed);
                     if request.lanes.is_empty() {
                         let woken = reader.wait_for_wake(request.block.unwrap_or_default()).await?;
-                        return Ok((Vec::new(), woken));
+                        return Ok(Read::Woken(woken));
                     }
-                    Ok((reader.read(&request.lanes, request.count, request.block).await?, false))
+                    let (entries, rev) = reader.read(&request.lanes, request.count, request.block).await?;
+                    Ok(Read::Entries { entries, rev })
                 }
                 .await;
                 task_blocked.store(false, Ordering::Release);

@@ -27,7 +27,7 @@ use super::handlers::{Dispatch, Handler, Outcome};
 use super::housekeeping::{self, Control, Tick};
 use super::outbox::{Flushed, Outbox};
 use super::plan::{FamilyPlan, Plans, RetryPolicy};
-use super::reader::{Answer, Reader, Request, Which};
+use super::reader::{Answer, Read, Reader, Request, Which};
 use super::scheduler::{Head, Limits, Picked, Scheduler};
 use super::vitals::Vitals;
 use super::{Settings, Shared};
@@ -158,6 +158,9 @@ pub struct Session {
     never_cancelled: CancellationToken,
     /// Families that wait for a route, each journaled once.
     unrouted: HashSet<Family>,
+    /// Entries read after a pause that we haven't seen yet, and the counter that tells of it.
+    deferred: Vec<Leased>,
+    unseen_rev: u64,
     /// The last turn ended at its bound: there may be more to start.
     turn_is_cut: bool,
 }
@@ -215,6 +218,8 @@ impl Session {
             ticks: 0,
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
+            deferred: Vec::new(),
+            unseen_rev: 0,
             unrouted: HashSet::new(),
         };
         (session, queue)
@@ -613,7 +618,9 @@ impl Session {
                 self.offer_all(entries);
             }
             Event::PlansChanged => self.replan(),
-            Event::Quarantined(picked) => {
+            Event::Quarantined(mut picked) => {
+                // Its mark is stored: whatever ends it must take the mark away too.
+                picked.head.item.failures.quarantined = true;
                 let (plan, now) = (self.plan(&picked.lane.family), self.now_ms());
                 self.runs_alone = Some(self.next_token);
                 match (plan.handler.clone(), Envelope::decode(&picked.head.item.envelope)) {
@@ -644,12 +651,20 @@ impl Session {
         }
         let now = self.now_ms();
         match result {
-            Ok((_, true)) => self.read_ready(),
-            Ok((entries, false)) => {
+            Ok(Read::Woken(true)) => self.read_ready(),
+            Ok(Read::Woken(false)) => {}
+            Ok(Read::Entries { entries, rev }) => {
                 let mut got: HashMap<Lane, usize> = HashMap::new();
-                for leased in entries {
+                for leased in &entries {
                     *got.entry(leased.lane.clone()).or_default() += 1;
-                    self.offer(leased, now);
+                }
+                if rev > self.pauses.rev && !entries.is_empty() {
+                    // A pause was set that we haven't seen: these entries wait until we have.
+                    self.unseen_rev = self.unseen_rev.max(rev);
+                    self.deferred.extend(entries);
+                    self.control_at = Instant::now();
+                } else {
+                    self.offer_all(entries);
                 }
                 for lane in &request.lanes {
                     let count = got.get(&lane.lane).copied().unwrap_or(0);
@@ -978,6 +993,12 @@ impl Session {
                     self.due.insert(family, ms);
                 }
                 self.apply_holds();
+                if self.pauses.rev >= self.unseen_rev {
+                    let deferred = std::mem::take(&mut self.deferred);
+                    self.offer_all(deferred);
+                } else {
+                    self.control_at = Instant::now();
+                }
             }
             Err(error) => self.redis_is_down(&error),
         }
@@ -1005,7 +1026,10 @@ impl Session {
         }
         for picked in std::mem::take(&mut self.alone) {
             self.hand_back(&picked.lane, &picked.head.item);
+        }
+        for leased in std::mem::take(&mut self.deferred) {
             handed_back += 1;
+            self.hand_back(&leased.lane.clone(), &leased);
         }
         let deadline = Instant::now() + self.settings.stop_deadline;
         self.stopping = Some(Stopping { deadline, active: self.in_flight.len(), handed_back, cancelled: false });

@@ -131,6 +131,8 @@ pub enum ResumeOutcome {
 pub struct Pauses {
     /// Family → (until when ms, the record or `None` when it can't be read).
     pub active: HashMap<String, (u64, Option<Pause>)>,
+    /// The counter that every new pause raises: what was read from a lane at a higher one needs a fresh look.
+    pub rev: u64,
 }
 
 impl Pauses {
@@ -154,12 +156,14 @@ impl Bus {
         pipeline.cmd("HGETALL").arg(self.keys.pauses());
         pipeline.cmd("ZRANGE").arg(self.keys.pause_expiry()).arg(0).arg(-1).arg("WITHSCORES");
         pipeline.cmd("TIME");
+        pipeline.cmd("HGET").arg(self.keys.meta()).arg("rev");
         let mut replies = self.redis.pipeline(&pipeline).await?.into_iter();
         let unexpected = || Error::Reply { command: "HGETALL pauses", detail: "not its documented shape".into() };
         let mut next = || replies.next().ok_or_else(unexpected);
         let records: HashMap<String, String> = redis::from_redis_value(next()?).map_err(|_| unexpected())?;
         let expiries: Vec<(String, f64)> = redis::from_redis_value(next()?).map_err(|_| unexpected())?;
         let (seconds, micros): (u64, u64) = redis::from_redis_value(next()?).map_err(|_| unexpected())?;
+        let rev: Option<u64> = redis::from_redis_value(next()?).map_err(|_| unexpected())?;
         let now = seconds * 1000 + micros / 1000;
         let mut active = HashMap::new();
         for (family, score) in expiries {
@@ -171,7 +175,7 @@ impl Bus {
                 active.insert(family, (until, serde_json::from_str(record).ok()));
             }
         }
-        Ok(Pauses { active })
+        Ok(Pauses { active, rev: rev.unwrap_or(0) })
     }
 
     /// Holds a family.

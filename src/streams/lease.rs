@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Value};
+use redis::{Pipeline, Value};
 use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
@@ -152,14 +152,14 @@ impl LaneReader {
         Ok(id)
     }
 
-    /// Reads up to `count` entries of each lane. With `block`, waits that long for the first; one extra second is
-    /// allowed for the answer before the connection is given up.
+    /// Reads up to `count` entries of each lane, and the pauses' counter right after: a pause set before the read is
+    /// known from it. With `block`, waits that long for the first entry.
     pub async fn read(
         &mut self,
         lanes: &[ReadLane],
         count: usize,
         block: Option<Duration>,
-    ) -> Result<Vec<Leased>, Error> {
+    ) -> Result<(Vec<Leased>, u64), Error> {
         let mut cmd = redis::cmd("XREADGROUP");
         cmd.arg("GROUP").arg(GROUP).arg(&self.session).arg("COUNT").arg(count);
         if let Some(block) = block {
@@ -172,29 +172,36 @@ impl LaneReader {
         for _ in lanes {
             cmd.arg(">");
         }
-        let reply = self.blocking(&cmd, block).await?;
-        parse_read(reply, lanes)
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(cmd);
+        pipeline.cmd("HGET").arg(self.bus.keys.meta()).arg("rev");
+        let mut replies = self.blocking(&pipeline, block).await?.into_iter();
+        let read = replies.next().unwrap_or_default().extract_error().map_err(Error::Refused)?;
+        let rev: Option<u64> = replies.next().and_then(|rev| redis::from_redis_value(rev).ok()).flatten();
+        Ok((parse_read(read, lanes)?, rev.unwrap_or(0)))
     }
 
     /// Waits up to `block` for a wake token. True when one came.
     pub async fn wait_for_wake(&mut self, block: Duration) -> Result<bool, Error> {
-        let mut cmd = redis::cmd("BLPOP");
-        cmd.arg(self.bus.keys.wake()).arg(block.as_secs_f64());
-        Ok(!matches!(self.blocking(&cmd, Some(block)).await?, Value::Nil))
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("BLPOP").arg(self.bus.keys.wake()).arg(block.as_secs_f64());
+        let token = self.blocking(&pipeline, Some(block)).await?.pop().unwrap_or_default();
+        Ok(!matches!(token.extract_error().map_err(Error::Refused)?, Value::Nil))
     }
 
-    async fn blocking(&mut self, cmd: &Cmd, block: Option<Duration>) -> Result<Value, Error> {
+    async fn blocking(&mut self, pipeline: &Pipeline, block: Option<Duration>) -> Result<Vec<Value>, Error> {
         self.connect().await?;
         let Some((mut connection, _)) = self.connection.clone() else {
             return Err(Error::Reply { command: "XREADGROUP", detail: "no connection".into() });
         };
         let deadline = block.unwrap_or_default() + Duration::from_secs(2);
-        let outcome = self.within(deadline, connection.send_packed_command(cmd)).await;
+        let answer = connection.send_packed_commands(pipeline, 0, pipeline.len());
+        let outcome = self.within(deadline, answer).await;
         if outcome.as_ref().is_err_and(Error::is_unreachable) {
             // The server may still be blocked on our behalf; that ends with the socket.
             self.connection = None;
         }
-        outcome?.extract_error().map_err(Error::Refused)
+        outcome
     }
 
     async fn within<T>(

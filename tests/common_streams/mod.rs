@@ -135,7 +135,7 @@ impl TestBus {
 
     pub async fn lease(&self, session: &str, lane: &Lane, count: usize) -> Vec<Leased> {
         let mut reader = LaneReader::new(self.bus.clone(), session.into());
-        reader.read(&[ReadLane { lane: lane.clone(), key: self.bus.keys.lane(lane) }], count, None).await.unwrap()
+        reader.read(&[ReadLane { lane: lane.clone(), key: self.bus.keys.lane(lane) }], count, None).await.unwrap().0
     }
 
     pub async fn end(&self, session: &str, leased: &Leased, ending: Ending) -> Vec<String> {
