@@ -35,15 +35,18 @@ pub fn outcome(
         return Outcome::Done;
     }
     let kept: String = body.trim().chars().take(KEPT_CHARS).collect();
-    let error = if kept.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {kept}") };
+    let error =
+        if kept.is_empty() { format!("HTTP {}", status.as_u16()) } else { format!("HTTP {}: {kept}", status.as_u16()) };
     let code = Some(i32::from(status.as_u16()));
     let retry = |not_before| Outcome::Retry { error: error.clone(), not_before, status: code };
     match status.as_u16() {
         429 | 503 => retry(retry_after(headers, now)),
         408 | 425 | 500.. => retry(None),
         300..=399 => {
+            // A query may hold a token.
             let to = headers.get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or("nowhere");
-            let error = format!("HTTP {status}: redirects are not followed (to {to})");
+            let to = to.split(['?', '#']).next().unwrap_or_default();
+            let error = format!("HTTP {}: redirects are not followed (to {to})", status.as_u16());
             Outcome::Fail { reason: "redirected", error, status: code }
         }
         _ if retry_client_errors => retry(None),

@@ -30,3 +30,16 @@ pub(super) fn shown(url: &reqwest::Url) -> String {
     shown.set_fragment(None);
     shown.to_string()
 }
+
+/// The text with everything but unreserved characters (RFC 3986) as `%XX`: fits a path segment and a header.
+pub(super) fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}

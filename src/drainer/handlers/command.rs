@@ -75,10 +75,10 @@ impl CommandHandler {
         let retry = |error: String, status| Outcome::Retry { error, not_before: None, status };
         let (mut child, mut stderr) = match self.spawn(dispatch).await {
             Ok(started) => started,
-            Err(error) => return retry(format!("{} can't be started: {error}", self.spec.program), None),
+            Err(error) => return retry(format!("`{}` can't be started: {error}", self.spec.program), None),
         };
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-        let group = Group(pid);
+        let mut group = Group(pid);
         let ended = tokio::select! {
             ended = child.wait() => ended,
             () = tokio::time::sleep(dispatch.timeout) => {
@@ -90,6 +90,8 @@ impl CommandHandler {
                 return retry("cancelled while it was running".into(), None);
             }
         };
+        // What the program left behind on purpose (a daemon) is its own business.
+        group.0 = None;
         let status = match ended {
             Ok(status) => status,
             Err(error) => return retry(format!("its end was not seen: {error}"), None),
@@ -104,7 +106,10 @@ impl CommandHandler {
                     retry(error, Some(code))
                 }
             }
-            (None, signal) => retry(format!("ended by signal {}{}", signal.unwrap_or(0), tail(&mut stderr)), None),
+            (None, signal) => {
+                let name = signal.and_then(|signal| Signal::try_from(signal).ok()).map_or("a signal", Signal::as_str);
+                retry(format!("killed by {name}{}", tail(&mut stderr)), None)
+            }
         }
     }
 

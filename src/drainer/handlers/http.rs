@@ -44,6 +44,13 @@ pub struct HttpHandler {
     retry_client_errors: bool,
 }
 
+impl std::fmt::Debug for HttpHandler {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HttpHandler({})", self.shown)
+    }
+}
+
 impl HttpHandler {
     /// A handler for `target`; the error says what can't be used.
     pub fn new(target: &str, options: HttpOptions) -> Result<Self, String> {
@@ -115,9 +122,10 @@ fn sign(key: &[u8], id: &str, timestamp: &str, body: &str) -> String {
 
 /// The text, or its percent-encoding where a header can't hold it.
 fn header_value(text: &str) -> HeaderValue {
-    let encode = || form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    HeaderValue::try_from(text)
-        .or_else(|_| HeaderValue::try_from(encode()))
+    let plain = || text.is_ascii().then(|| HeaderValue::try_from(text).ok()).flatten();
+    plain()
+        .ok_or(())
+        .or_else(|()| HeaderValue::try_from(client::percent_encoded(text)))
         .unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 

@@ -29,6 +29,7 @@ pub struct InngestServer {
 pub struct InngestHandler {
     client: Client,
     url: SecretString,
+    key: SecretString,
     base_url: String,
     target: Family,
 }
@@ -57,9 +58,15 @@ impl InngestHandler {
     /// Sends to `server` under the name `target`.
     pub fn new(server: &InngestServer, target: Family) -> Result<Self, String> {
         let base_url = server.base_url.strip_suffix('/').unwrap_or(&server.base_url).to_owned();
-        let key: String = form_urlencoded::byte_serialize(server.key.expose_secret().as_bytes()).collect();
+        let key = client::percent_encoded(server.key.expose_secret());
         let url = SecretString::from(format!("{base_url}/e/{key}"));
-        Ok(Self { client: client::shared()?, url, base_url, target })
+        Ok(Self { client: client::shared()?, url, key: server.key.clone(), base_url, target })
+    }
+
+    /// Servers like to name the path they refused.
+    fn without_key(&self, text: &str) -> String {
+        let key = self.key.expose_secret();
+        text.replace(key, "***").replace(&client::percent_encoded(key), "***")
     }
 
     async fn send(&self, dispatch: &Dispatch) -> Outcome {
@@ -75,13 +82,17 @@ impl InngestHandler {
             Err(error) => return answer::unanswered(error, &self.base_url),
         };
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = answer::read(response).await;
+        let body = self.without_key(&answer::read(response).await);
         if status.is_success() {
             // Some servers answer 200 and say in the body that they refused.
             return match serde_json::from_str::<Answer>(&body) {
                 Ok(Answer { status: said, error }) if error.is_some() || said.is_some_and(|said| said != 200) => {
                     let error = error.unwrap_or_else(|| "the event was not accepted".into());
-                    Outcome::Retry { error: format!("HTTP {status}: {error}"), not_before: None, status: said }
+                    Outcome::Retry {
+                        error: format!("HTTP {}: {error}", status.as_u16()),
+                        not_before: None,
+                        status: said,
+                    }
                 }
                 _ => Outcome::Done,
             };
