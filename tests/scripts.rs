@@ -511,3 +511,13 @@ async fn journal_keeps_facts_and_is_trimmed_by_age_and_count() {
     assert_eq!(t.bus.trim_journal(Duration::from_secs(60), 1_000).await.unwrap(), 0);
     assert!(t.bus.trim_journal(Duration::from_secs(60), 100).await.unwrap() >= 100, "whole nodes of 100");
 }
+
+#[tokio::test]
+async fn instance_names_the_data_set_once() {
+    let t = TestBus::start().await;
+    assert_eq!(t.bus.known_instance_id().await.unwrap(), None, "reading doesn't write");
+    let first = t.bus.instance_id().await.unwrap();
+    assert_eq!(t.bus.instance_id().await.unwrap(), first);
+    let keys = [t.bus.keys.meta()];
+    assert_eq!(run::<String>(&t, &scripts::INSTANCE, &keys, &["another"]).await, first);
+}

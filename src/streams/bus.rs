@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use super::redis::{Error, Redis, ScriptCall};
-use super::scripts::Script;
+use super::scripts::{self, Script};
 
 /// Redis and the key names under one prefix. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,14 +58,8 @@ impl Bus {
         if let Some(id) = self.known_instance_id().await? {
             return Ok(id);
         }
-        let now = self.now_ms().await?;
-        let mut pipeline = redis::pipe();
-        let meta = self.keys.meta();
-        pipeline.cmd("HSETNX").arg(&meta).arg("instanceId").arg(uuid::Uuid::now_v7().to_string());
-        pipeline.cmd("HSETNX").arg(&meta).arg("schema").arg(1);
-        pipeline.cmd("HSETNX").arg(&meta).arg("createdAt").arg(now);
-        self.redis.pipeline(&pipeline).await?;
-        Ok(self.known_instance_id().await?.unwrap_or_default())
+        let proposed = uuid::Uuid::now_v7().to_string();
+        self.redis.run(Self::call(&scripts::INSTANCE).key(self.keys.meta()).arg(proposed)).await
     }
 
     /// As [`Bus::instance_id`], without writing: `None` on a Redis that was never used.

@@ -39,6 +39,8 @@ scripts! {
     LATER = "later.lua";
     /// Opens, renews and closes a session.
     SESSION = "session.lua";
+    /// Names the data set, once.
+    INSTANCE = "instance.lua";
     /// Takes over what an ended session held.
     REAP = "reap.lua";
     /// Pauses a family.
