@@ -197,22 +197,7 @@ fn event(family: &str, priority: Priority, data: &JsonObject, id: Option<String>
     // The names used here are constants that are valid.
     #[allow(clippy::unwrap_used)]
     let name = family.parse().unwrap();
-    NewEvent {
-        id,
-        name,
-        source: "bench".into(),
-        ts: None,
-        data: data.clone(),
-        priority,
-        dedup_key: None,
-        dedup_window: None,
-        once: None,
-        trace: None,
-        triage: None,
-        meta: None,
-        at: None,
-        unrouted: false,
-    }
+    NewEvent { id, priority, ..NewEvent::new(name, "bench", data.clone()) }
 }
 
 /// 200 bytes of data.

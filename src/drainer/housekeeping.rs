@@ -93,6 +93,7 @@ async fn tick_once(
         Renewal::Lost => return Ok(Tick::Lost),
     };
     let lanes = bus.lanes().await?;
+    let ordered = without_older_work(bus, session, ordered, &lanes).await?;
     let now_ms = bus.now_ms().await?;
     let sessions = bus.sessions().await?;
     if shared.orphan_check_is_due() {
@@ -110,6 +111,26 @@ async fn tick_once(
         .any(|other| other.id != session && other.expires_ms > now_ms && other.details.as_ref().map_or(0, free) > 0);
     expired.retain(|id| id != session);
     Ok(Tick::Live { now_ms, lanes, ordered, expired, others_free })
+}
+
+/// Of the ordered families whose lock is ours, those of which no other session still holds an entry: what a dead
+/// drainer had in flight comes before everything after it.
+async fn without_older_work(
+    bus: &Bus,
+    session: &str,
+    locks: Vec<String>,
+    lanes: &[Lane],
+) -> Result<Vec<String>, Error> {
+    if locks.is_empty() {
+        return Ok(locks);
+    }
+    let is_locked = |lane: &&Lane| locks.contains(&bus.keys.ordered(&lane.family));
+    let ours: Vec<Lane> = lanes.iter().filter(is_locked).cloned().collect();
+    let holders = bus.holders(&ours).await?;
+    let is_held = |lock: &String| {
+        holders.iter().any(|(lane, holder, _)| holder != session && bus.keys.ordered(&lane.family) == *lock)
+    };
+    Ok(locks.into_iter().filter(|lock| !is_held(lock)).collect())
 }
 
 /// Reads pauses and due times; ends expired pauses and moves scheduled events whose time has come.

@@ -119,7 +119,7 @@ struct FamilyState<T> {
     limits: Limits,
     held: bool,
     running: u32,
-    /// An ordered family has an entry waiting for its retry.
+    /// An ordered family has an entry waiting for its retry: nothing of it may go past that one.
     awaits_retry: bool,
     deficit: u32,
     /// The level whose ring it is in.
@@ -485,7 +485,8 @@ impl<T> Scheduler<T> {
         let limits = &state.limits;
         #[allow(clippy::cast_precision_loss)]
         let rate_allows = limits.rate_per_s.is_none() || state.not_before_ms <= now_ms as f64;
-        !state.held && state.running < limits.concurrency && !(limits.ordered && state.running > 0) && rate_allows
+        let order_allows = !limits.ordered || (state.running == 0 && !state.awaits_retry);
+        !state.held && state.running < limits.concurrency && order_allows && rate_allows
     }
 
     /// The level and lane of the head that goes first.
@@ -719,6 +720,19 @@ mod tests {
         scheduler.finished(&"a/b".parse().unwrap());
         assert!(scheduler.pick(10).is_some());
         assert!(scheduler.pick(10).is_none());
+    }
+
+    #[test]
+    fn an_ordered_family_waits_for_its_retry() {
+        let mut scheduler = Scheduler::new(rules());
+        let family = "a/b".parse().unwrap();
+        scheduler.set_limits(&family, Limits { ordered: true, ..Limits::default() });
+        scheduler.offer(&lane("a/b", Priority::P1), head(2, 0));
+        scheduler.set_awaits_retry(&family, true);
+        assert!(scheduler.pick(10).is_none());
+        scheduler.offer(&lane("a/b", Priority::P1), head(1, 0));
+        scheduler.set_awaits_retry(&family, false);
+        assert_eq!(drain(&mut scheduler, 10, 5), ["a/b:p1 1-0", "a/b:p1 2-0"]);
     }
 
     #[test]

@@ -70,6 +70,29 @@ pub struct NewEvent {
     pub unrouted: bool,
 }
 
+impl NewEvent {
+    /// An event with nothing but a name, a source and data: priority P2, an id made here, no dedup.
+    #[must_use]
+    pub fn new(name: Family, source: impl Into<String>, data: JsonObject) -> Self {
+        Self {
+            id: None,
+            name,
+            source: source.into(),
+            ts: None,
+            data,
+            priority: Priority::default(),
+            dedup_key: None,
+            dedup_window: None,
+            once: None,
+            trace: None,
+            triage: None,
+            meta: None,
+            at: None,
+            unrouted: false,
+        }
+    }
+}
+
 /// See [`NewEvent::once`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Once {

@@ -8,7 +8,6 @@ use system_bus::streams::append::{Appended, Appender, Error, NewEvent, Settings}
 use system_bus::streams::bus::Bus;
 use system_bus::streams::control::{NewPause, PauseOutcome, PauseSource};
 use system_bus::streams::json::JsonObject;
-use system_bus::streams::priority::Priority;
 use system_bus::streams::redis::Redis;
 
 use crate::support::{Joelclaw, Ran, TestRedis};
@@ -67,22 +66,7 @@ impl Story {
     }
 
     async fn append(&self, family: &str) -> Result<Appended, Error> {
-        let event = NewEvent {
-            id: None,
-            name: family.parse().unwrap(),
-            source: "test".into(),
-            ts: None,
-            data: JsonObject::parse("{}").unwrap(),
-            priority: Priority::P2,
-            dedup_key: None,
-            dedup_window: None,
-            once: None,
-            trace: None,
-            triage: None,
-            meta: None,
-            at: None,
-            unrouted: false,
-        };
+        let event = NewEvent::new(family.parse().unwrap(), "test", JsonObject::parse("{}").unwrap());
         let appender = Appender::start(&self.bus, Settings::default());
         Ok(appender.append(vec![event]).await?.remove(0))
     }

@@ -81,22 +81,8 @@ pub fn lane(name: &str) -> Lane {
 }
 
 pub fn event(name: &str) -> NewEvent {
-    NewEvent {
-        id: None,
-        name: family(name),
-        source: "test".into(),
-        ts: None,
-        data: JsonObject::parse(r#"{"n":1}"#).unwrap(),
-        priority: Priority::P1,
-        dedup_key: None,
-        dedup_window: None,
-        once: None,
-        trace: None,
-        triage: None,
-        meta: None,
-        at: None,
-        unrouted: false,
-    }
+    let data = JsonObject::parse(r#"{"n":1}"#).unwrap();
+    NewEvent { priority: Priority::P1, ..NewEvent::new(family(name), "test", data) }
 }
 
 impl TestBus {

@@ -118,22 +118,8 @@ impl Stage {
 }
 
 pub fn event(name: &str, data: &str) -> NewEvent {
-    NewEvent {
-        id: None,
-        name: name.parse().unwrap(),
-        source: "test".into(),
-        ts: None,
-        data: JsonObject::parse(data).unwrap(),
-        priority: Priority::P1,
-        dedup_key: None,
-        dedup_window: None,
-        once: None,
-        trace: None,
-        triage: None,
-        meta: None,
-        at: None,
-        unrouted: false,
-    }
+    let data = JsonObject::parse(data).unwrap();
+    NewEvent { priority: Priority::P1, ..NewEvent::new(name.parse().unwrap(), "test", data) }
 }
 
 pub fn lane(name: &str, priority: Priority) -> Lane {

@@ -33,9 +33,6 @@ impl Session {
             Outcome::Done => {
                 let marked = leased.failures != Failures::default();
                 let ending = completion(Ending::Done { forget_failures: marked });
-                if marked {
-                    self.scheduler.set_awaits_retry(&lane.family, false);
-                }
                 self.outbox.completed(ending, (handler.kind(), handler.target()), row);
             }
             Outcome::Cancelled => self.hand_back(&lane, &leased),
@@ -57,6 +54,7 @@ impl Session {
                 let due = self.due.entry(lane.family.clone()).or_insert(u64::MAX);
                 *due = (*due).min(now + delay_ms + 1);
                 if self.plan(&lane.family).ordered {
+                    self.retrying.insert(lane.family.clone());
                     self.scheduler.set_awaits_retry(&lane.family, true);
                 }
                 self.outbox.ending(completion(Ending::Retry { delay, failures }), Some(fact));
@@ -104,7 +102,6 @@ impl Session {
         now: u64,
     ) {
         self.vitals.progressed();
-        self.scheduler.set_awaits_retry(&lane.family, false);
         let event_id = Envelope::decode(&leased.envelope).map(|envelope| envelope.id).ok();
         let record = DeadRecord {
             reason: reason.to_owned(),

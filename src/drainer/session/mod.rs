@@ -158,6 +158,8 @@ pub struct Session {
     started_records_at: Option<Instant>,
     ticks: u64,
     never_cancelled: CancellationToken,
+    /// Ordered families with a retry of ours that wasn't claimed again yet.
+    retrying: HashSet<Family>,
     /// Families that wait for a route, each journaled once.
     unrouted: HashSet<Family>,
     /// Entries read after a pause that we haven't seen yet, and the counter that tells of it.
@@ -223,6 +225,7 @@ impl Session {
             deferred: Vec::new(),
             unseen_rev: 0,
             unrouted: HashSet::new(),
+            retrying: HashSet::new(),
         };
         (session, queue)
     }
@@ -326,10 +329,16 @@ impl Session {
             Event::Granted(entries) => self.offer_all(entries),
             Event::Claimed { family, entries, next } => {
                 self.busy.claims.remove(&family);
+                let is_claimed = !entries.is_empty();
+                self.offer_all(entries);
+                if is_claimed {
+                    // What was waiting is in view now, and as the oldest it goes first.
+                    self.retrying.remove(&family);
+                    self.scheduler.set_awaits_retry(&family, next.is_some());
+                }
                 if let Some(next) = next {
                     self.due.insert(family, next);
                 }
-                self.offer_all(entries);
             }
             Event::PlansChanged => self.replan(),
             Event::Quarantined(mut picked) => {

@@ -188,9 +188,10 @@ impl Session {
                 self.pauses = control.pauses;
                 self.pauses_read = Some(Instant::now());
                 self.next_later = control.next_later;
-                for (family, ms) in control.due {
-                    self.due.insert(family, ms);
-                }
+                // Merged, not replaced: what failed a moment ago may not be in this snapshot yet. A stale entry costs
+                // one claim that finds nothing.
+                self.due.extend(control.due);
+                self.hold_ordered_for_retries();
                 self.apply_holds();
                 if self.pauses.rev >= self.unseen_rev {
                     let deferred = std::mem::take(&mut self.deferred);
@@ -200,6 +201,17 @@ impl Session {
                 }
             }
             Err(error) => self.redis_is_down(&error),
+        }
+    }
+
+    /// What an ordered family has in `due` goes before anything else of it, whoever put it there.
+    fn hold_ordered_for_retries(&mut self) {
+        let ordered: Vec<Family> =
+            self.plan_of.iter().filter(|(_, plan)| plan.ordered).map(|(family, _)| family.clone()).collect();
+        for family in ordered {
+            let awaits =
+                self.retrying.contains(&family) || self.due.contains_key(&family) || self.busy.claims.contains(&family);
+            self.scheduler.set_awaits_retry(&family, awaits);
         }
     }
 
