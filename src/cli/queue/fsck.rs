@@ -34,8 +34,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let bus = if args.apply { bus_to_change(context).await? } else { bus(context)? };
     let findings = bus.fsck(args.apply, args.window.unwrap_or(WINDOW)).await?;
     let repaired = findings.iter().filter(|finding| finding.repaired).count();
-    let repairable =
-        findings.iter().filter(|finding| finding.repairable && !finding.repaired && finding.kind != "lost").count();
+    let repairable = findings.iter().filter(|finding| finding.repairable && !finding.repaired).count();
     let open = findings.len() - repaired;
 
     let summary = match (findings.len(), open) {
