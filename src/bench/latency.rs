@@ -62,7 +62,7 @@ async fn paused(bus: &Bus, started: &mut mpsc::UnboundedReceiver<Instant>, plan:
     let (mut base, mut beside) = (histogram(), histogram());
     let key = bus.keys.lane(&crate::streams::lane::Lane::new(pause.family.clone(), Priority::P0));
     let aside = format!("{key}:aside");
-    for _ in 0..4 {
+    for _ in 0..6 {
         let with = measure(bus, started, plan.samples / 4).await?;
         beside.add(&with).map_err(|_| Error::TooSlow { step: "a dispatch", limit: Duration::from_secs(60) })?;
         bus.redis.query::<redis::Value>(redis::cmd("RENAME").arg(&key).arg(&aside)).await?;
