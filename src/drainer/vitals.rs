@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub ages: Vec<u64>,
     /// Entries that nothing explains and nobody runs.
     pub depth: u64,
+    /// Since when the watchdog has seen such entries at every look.
+    pub backlog_since: u64,
     /// A retry is due later: there is a reason to wait.
     pub retry_due_later: bool,
 }
@@ -164,6 +166,7 @@ impl Vitals {
             dispatches: dispatches.iter().map(|(id, age, own)| (*id, age.saturating_sub(*own))).collect(),
             ages: dispatches.iter().map(|(_, age, _)| *age).collect(),
             depth: 0,
+            backlog_since: now,
             retry_due_later: self.next_due.load(Ordering::Relaxed) > now,
         }
     }

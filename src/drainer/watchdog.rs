@@ -39,7 +39,8 @@ pub fn judge(snapshot: &Snapshot, limit: Duration) -> Option<Stall> {
     if oldest > limit {
         return Some(Stall { reason: "dispatch_hung", age_ms: oldest });
     }
-    let idle = since(snapshot.last_progress);
+    // An event that came a moment ago to a drainer that had nothing to do for an hour is no stall.
+    let idle = since(snapshot.last_progress.max(snapshot.backlog_since));
     if snapshot.depth > 0 && snapshot.dispatches.is_empty() && !snapshot.retry_due_later && idle > limit {
         return Some(Stall { reason: "backlog_idle", age_ms: idle });
     }
@@ -61,6 +62,7 @@ pub fn start(
     std::thread::Builder::new().name("watchdog".into()).spawn(move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         let bus = bus.separate();
+        let mut backlog_since = None;
         loop {
             std::thread::sleep(every);
             if vitals.is_stopping() {
@@ -70,6 +72,8 @@ pub fn start(
             // `None`: Redis is away or slow, so nothing can be said of the backlog.
             let depth = runtime.block_on(unexplained_depth(&bus, &vitals));
             snapshot.depth = depth.unwrap_or(0);
+            backlog_since = (snapshot.depth > 0).then(|| backlog_since.unwrap_or(snapshot.now));
+            snapshot.backlog_since = backlog_since.unwrap_or(snapshot.now);
             let Some(stall) = judge(&snapshot, limit) else { continue };
             // A tick that hangs because Redis does is `redis_down`, which the loop reports by itself.
             if depth.is_none() && stall.reason != "dispatch_hung" {
@@ -176,6 +180,7 @@ mod tests {
         let idle = Snapshot { last_progress: 85_000, depth: 4, ..healthy.clone() };
         assert_eq!(judge(&idle, limit), Some(Stall { reason: "backlog_idle", age_ms: 15_000 }));
         assert_eq!(judge(&Snapshot { retry_due_later: true, ..idle.clone() }, limit), None);
+        assert_eq!(judge(&Snapshot { last_progress: 0, backlog_since: 99_000, ..idle.clone() }, limit), None);
         assert_eq!(judge(&Snapshot { depth: 0, ..idle }, limit), None);
     }
 }
