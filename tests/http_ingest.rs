@@ -117,7 +117,9 @@ async fn a_payload_over_the_limit_is_refused_naming_the_limit_and_nothing_is_app
     let depth = joelclaw.run(&["queue", "depth", "--json"]).await.assert_success().json();
     assert_eq!(depth["result"]["total"], 0);
     assert!(sink.received().is_empty());
-    up.running.kill_9().await;
+    // Not kill -9: its own Redis would stay behind for the next `up`.
+    up.running.terminate();
+    up.running.wait_exit(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
