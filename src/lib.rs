@@ -1,6 +1,6 @@
 //! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
 //!
-//! Arrows point one way: `cli`, `server` → `drainer`, `ingest` → `registry` → `streams` → `config`.
+//! Arrows point one way: `cli`, `service`, `bench` → `server`, `drainer`, `ingest` → `registry` → `streams` → `config`.
 //! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`] is used by every layer.
 
 pub mod bench;
