@@ -156,7 +156,7 @@ impl Drainer {
     /// takes.
     ///
     /// The loop, its readers and its connections have a thread of their own: a hand-over between them is then a
-    /// function call, not a wake-up of another core (measured: 1.2 × the drain rate on two cores), and no handler can
+    /// function call, not a wake-up of another core (measured: with 512 prefetched entries 1.15 × the drain rate on two cores), and no handler can
     /// hold the loop up. Handlers run on the runtime that calls this.
     pub async fn run(mut self, stop: CancellationToken, at_once: CancellationToken) -> Result<(), Error> {
         let (done, ended) = tokio::sync::oneshot::channel();
