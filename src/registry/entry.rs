@@ -1,6 +1,10 @@
 //! One entry of the registry.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
+
+use reqwest::Url;
 
 use super::dedup_key::DedupKey;
 use crate::streams::family::Family;
@@ -35,8 +39,8 @@ impl Pattern {
     }
 }
 
-impl std::fmt::Display for Pattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact(name) => write!(f, "{name}"),
             Self::Prefix(prefix) => write!(f, "{prefix}*"),
@@ -45,7 +49,7 @@ impl std::fmt::Display for Pattern {
 }
 
 /// Who runs an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum HandlerSpec {
     /// The functions engine, or an external Inngest event API: sent under this name.
     Inngest {
@@ -89,16 +93,51 @@ impl HandlerSpec {
         }
     }
 
-    /// Event name, URL, program or function.
+    /// Event name, URL, program or function, as people may see it: a URL without user, password, query and fragment.
     #[must_use]
-    pub fn target(&self) -> &str {
+    pub fn target(&self) -> Cow<'_, str> {
         match self {
-            Self::Inngest { target } => target.as_str(),
-            Self::Http { target, .. } => target,
-            Self::Command { program, .. } => program,
-            Self::Local { name } => name,
+            Self::Inngest { target } => target.as_str().into(),
+            Self::Http { target, .. } => {
+                Url::parse(target).map_or("no URL".into(), |url| url_without_secrets(&url).into())
+            }
+            Self::Command { program, .. } => program.into(),
+            Self::Local { name } => name.into(),
         }
     }
+}
+
+impl fmt::Debug for HandlerSpec {
+    /// Without what may be a secret: credentials of a URL, values of headers, arguments of a program.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = self.target();
+        match self {
+            Self::Inngest { .. } => f.debug_struct("Inngest").field("target", &target).finish(),
+            Self::Http { secret_env, headers, .. } => {
+                let names: Vec<_> = headers.iter().map(|(name, _)| name).collect();
+                let mut shown = f.debug_struct("Http");
+                shown.field("target", &target).field("secret_env", secret_env).field("headers", &names).finish()
+            }
+            Self::Command { args, permanent_exit, .. } => {
+                let mut shown = f.debug_struct("Command");
+                shown.field("program", &target).field("args", &args.len()).field("permanent_exit", permanent_exit);
+                shown.finish()
+            }
+            Self::Local { .. } => f.debug_struct("Local").field("name", &target).finish(),
+        }
+    }
+}
+
+/// A URL as people may see it: without user, password, query and fragment.
+#[must_use]
+pub fn url_without_secrets(url: &Url) -> String {
+    let mut shown = url.clone();
+    // Both fail only for URLs that can't have user or password in the first place.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_query(None);
+    shown.set_fragment(None);
+    shown.to_string()
 }
 
 /// How retries are spaced; what is absent comes from the configuration.
@@ -126,8 +165,8 @@ pub enum Origin {
     },
 }
 
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BuiltIn => f.write_str("built in"),
             Self::File { line } => write!(f, "registry.toml:{line}"),

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use reqwest::header::{HeaderName, HeaderValue};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -243,11 +244,7 @@ impl Reader<'_> {
                     let table = value.as_table().ok_or("must be a table of header names and values")?;
                     table
                         .iter()
-                        .map(|(name, value)| {
-                            let text =
-                                value.get_ref().as_str().ok_or_else(|| format!("{} must be text", name.get_ref()))?;
-                            Ok((name.get_ref().to_string(), text.to_owned()))
-                        })
+                        .map(|(name, value)| header(name.get_ref(), value.get_ref()))
                         .collect::<Result<Vec<_>, String>>()
                 });
                 Some(HandlerSpec::Http { target: target?, secret_env, headers: headers.unwrap_or_default() })
@@ -320,6 +317,14 @@ impl Reader<'_> {
         self.problem(start, &format!("handler.{key}"), "is missing");
         None
     }
+}
+
+/// A header that can be sent; the value, which may be a secret, is in no error.
+fn header(name: &str, value: &DeValue<'_>) -> Result<(String, String), String> {
+    let value = value.as_str().ok_or_else(|| format!("the value of header `{name}` must be text in quotes"))?;
+    HeaderName::try_from(name).map_err(|_| format!("`{name}` is no header name"))?;
+    HeaderValue::try_from(value).map_err(|_| format!("the value of header `{name}` can't be sent"))?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn text(value: &DeValue<'_>) -> Result<String, String> {

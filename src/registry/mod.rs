@@ -5,14 +5,13 @@
 
 mod builtin;
 pub mod dedup_key;
+mod digest;
 pub mod entry;
 mod file;
 pub mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest as _, Sha256};
 
 use crate::diagnose::{Diagnose, Exit};
 use crate::streams::family::Family;
@@ -85,9 +84,14 @@ impl Registry {
 
     /// The built-in entries with `path` merged over them. A file that doesn't exist is an empty one.
     pub fn load(path: &Path) -> Result<Self, Error> {
+        Ok(Self::load_existing(path)?.unwrap_or_else(Self::builtin))
+    }
+
+    /// As [`Registry::load`]; `None` when there is no file.
+    fn load_existing(path: &Path) -> Result<Option<Self>, Error> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::builtin()),
+            Ok(text) => Self::parse(&text, path).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::Unreadable { path: path.to_owned(), reason: error.to_string() }),
         }
     }
@@ -110,16 +114,8 @@ impl Registry {
             }
         }
         registry.prefixes.sort_by_key(|entry| std::cmp::Reverse(entry.pattern.text().len()));
-        registry.hash = registry.digest();
+        registry.hash = digest::of(&registry.entries());
         registry
-    }
-
-    fn digest(&self) -> String {
-        let mut hasher = Sha256::new();
-        for entry in self.entries() {
-            hasher.update(format!("{entry:?}"));
-        }
-        hex::encode(&hasher.finalize()[..16])
     }
 
     /// The entry for a name.
@@ -137,7 +133,7 @@ impl Registry {
         exact
     }
 
-    /// Identifies the effective table.
+    /// Identifies the effective table: SHA-256, 64 hex digits. Where entries stand in the file doesn't matter.
     #[must_use]
     pub fn hash(&self) -> &str {
         &self.hash
