@@ -78,10 +78,18 @@ async fn answer(
     match path.as_str() {
         "/busy" => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "7")], "slow down").into_response(),
         "/moved" => (StatusCode::FOUND, [("location", "/elsewhere?token=t")], "").into_response(),
+        "/moved/far" => {
+            (StatusCode::FOUND, [("location", "https://user:secret-word@host/x?token=secret-word")], "").into_response()
+        }
         "/hang" => std::future::pending().await,
         "/huge" => (StatusCode::INTERNAL_SERVER_ERROR, "é".repeat(32 << 20)).into_response(),
         path if path.starts_with("/e/refused") => {
             format!(r#"{{"error":"no such key","path":"{path}"}}"#).into_response()
+        }
+        // As a proxy does that wants https; some spell the percent-encoding their own way.
+        path if path.starts_with("/e/moved") => {
+            let path = path.replace("%2F", "%2f");
+            (StatusCode::MOVED_PERMANENTLY, [("location", format!("https://host{path}"))], "").into_response()
         }
         path if path.starts_with("/e/rejected") => (StatusCode::UNAUTHORIZED, format!("bad: {path}")).into_response(),
         path if path.starts_with("/e/") => r#"{"ids":["1"],"status":200}"#.into_response(),
@@ -219,6 +227,20 @@ async fn each_answer_has_its_outcome() {
 }
 
 #[tokio::test]
+async fn where_a_redirect_leads_is_told_without_secrets() {
+    let target = Target::start().await;
+    let Outcome::Fail { reason: "redirected", error, .. } = target.outcome("/moved/far").await else { panic!() };
+    assert_eq!(error, "HTTP 302: redirects are not followed (to https://host/x)");
+    for key in ["moved-secret-word", "moved/secret-word"] {
+        let Outcome::Fail { reason: "redirected", error, .. } = inngest(&target.url, key).run(dispatch("evt-1")).await
+        else {
+            panic!()
+        };
+        assert_eq!(error, "HTTP 301: redirects are not followed (to https://host/e/***)");
+    }
+}
+
+#[tokio::test]
 async fn of_a_huge_answer_only_the_beginning_is_read() {
     let target = Target::start().await;
     assert_eq!(target.outcome("/huge").await, retry(&format!("HTTP 500: {}", "é".repeat(500)), 500));
@@ -302,4 +324,20 @@ async fn what_inngest_refuses_is_not_done_and_the_key_is_not_shown() {
     let Outcome::Retry { error, .. } = handler.run(dispatch("evt-1")).await else { panic!() };
     assert!(error.starts_with("no connection from http://127.0.0.1:1"), "{error}");
     assert!(!format!("{error} {handler:?}").contains("secret-word"));
+
+    let handler = inngest("http://user:secret-word@127.0.0.1:1/", "key");
+    let Outcome::Retry { error, .. } = handler.run(dispatch("evt-1")).await else { panic!() };
+    assert!(error.starts_with("no connection from http://127.0.0.1:1"), "{error}");
+    assert!(!format!("{error} {handler:?}").contains("secret-word"));
+}
+
+#[test]
+fn what_is_no_http_url_is_refused_without_showing_it() {
+    for url in ["ftp://user:secret-word@host/", "mailto:secret-word", "secret-word", "http://"] {
+        let error = HttpHandler::new(url, HttpOptions::default()).unwrap_err();
+        assert!(error.starts_with("`target` ") && !error.contains("secret-word"), "{error}");
+        let server = InngestServer { base_url: url.into(), key: "key".into() };
+        let error = InngestHandler::new(&server, "a/b".parse().unwrap()).unwrap_err();
+        assert!(error.starts_with("INNGEST_URL ") && !error.contains("secret-word"), "{error}");
+    }
 }

@@ -43,15 +43,33 @@ pub fn outcome(
         429 | 503 => retry(retry_after(headers, now)),
         408 | 425 | 500.. => retry(None),
         300..=399 => {
-            // A query may hold a token.
-            let to = headers.get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or("nowhere");
-            let to = to.split(['?', '#']).next().unwrap_or_default();
+            let to =
+                headers.get(LOCATION).and_then(|value| value.to_str().ok()).map_or("nowhere".into(), without_secrets);
             let error = format!("HTTP {}: redirects are not followed (to {to})", status.as_u16());
             Outcome::Fail { reason: "redirected", error, status: code }
         }
         _ if retry_client_errors => retry(None),
         _ => Outcome::Fail { reason: "rejected", error, status: code },
     }
+}
+
+/// A `Location`, relative or not, without the parts that may hold a token or a password.
+fn without_secrets(location: &str) -> String {
+    let path = location.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = match path.split_once("//") {
+        // An authority follows `//` only at the beginning or after the scheme.
+        Some((scheme, rest)) if !scheme.contains('/') => (Some(scheme), rest),
+        _ => (None, path),
+    };
+    let shown = match scheme {
+        Some(scheme) => {
+            let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}//{host}{path}")
+        }
+        None => rest.to_owned(),
+    };
+    shown.chars().take(KEPT_CHARS).collect()
 }
 
 /// `Retry-After`: seconds, or a date.
@@ -134,6 +152,23 @@ mod tests {
         assert_eq!(wait(&[("retry-after", "Mon, 23 Nov 2026 11:00:00 GMT")], 503), Some(0));
         assert_eq!(wait(&[("retry-after", "soon")], 503), None);
         assert_eq!(wait(&[("retry-after", "7")], 500), None);
+    }
+
+    #[test]
+    fn a_redirect_is_shown_without_secrets() {
+        for (location, shown) in [
+            ("/elsewhere?token=t", "/elsewhere"),
+            ("elsewhere#t", "elsewhere"),
+            ("https://host/a//b@c", "https://host/a//b@c"),
+            ("https://user:p@ss@host:8/a?t", "https://host:8/a"),
+            ("https://user:pass@host?t", "https://host"),
+            ("//user:pass@host/a", "//host/a"),
+            ("/a//user@b", "/a//user@b"),
+            ("", ""),
+        ] {
+            assert_eq!(without_secrets(location), shown, "{location}");
+        }
+        assert_eq!(without_secrets(&"x".repeat(9_000)).len(), KEPT_CHARS);
     }
 
     #[test]

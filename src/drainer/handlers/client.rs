@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::Client;
+use reqwest::{Client, Url};
 
 /// The process's client.
 pub(super) fn shared() -> Result<Client, String> {
@@ -20,15 +20,11 @@ pub(super) fn shared() -> Result<Client, String> {
     CLIENT.get_or_init(build).clone()
 }
 
-/// A URL as people may see it: without user, password and query.
-pub(super) fn shown(url: &reqwest::Url) -> String {
-    let mut shown = url.clone();
-    // Both fail only for URLs that can't have user or password in the first place.
-    let _ = shown.set_username("");
-    let _ = shown.set_password(None);
-    shown.set_query(None);
-    shown.set_fragment(None);
-    shown.to_string()
+/// A URL that can be posted to; the error doesn't repeat the text, which may hold credentials.
+pub(super) fn usable(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
+    if is_http { Ok(url) } else { Err("must begin with http:// or https://".into()) }
 }
 
 /// The text with everything but unreserved characters (RFC 3986) as `%XX`: fits a path segment and a header.

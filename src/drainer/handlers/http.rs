@@ -21,6 +21,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sha2::Sha256;
 
 use super::{Dispatch, Handler, Outcome, answer, client, identity};
+use crate::registry::entry::url_without_secrets;
 use crate::streams::envelope::Envelope;
 
 /// What a registry entry says beside the URL.
@@ -54,7 +55,7 @@ impl std::fmt::Debug for HttpHandler {
 impl HttpHandler {
     /// A handler for `target`; the error says what can't be used.
     pub fn new(target: &str, options: HttpOptions) -> Result<Self, String> {
-        let url = Url::parse(target).map_err(|error| format!("`target` is no URL: {error}"))?;
+        let url = client::usable(target).map_err(|what| format!("`target` {what}"))?;
         let mut headers = HeaderMap::new();
         for (name, value) in &options.headers {
             let name = HeaderName::try_from(name).map_err(|_| format!("`{name}` is no header name"))?;
@@ -63,7 +64,7 @@ impl HttpHandler {
             headers.insert(name, value);
         }
         let key = options.secret.as_ref().map(signing_key).transpose()?;
-        let shown = client::shown(&url);
+        let shown = url_without_secrets(&url);
         Ok(Self {
             client: client::shared()?,
             url,

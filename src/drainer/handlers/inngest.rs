@@ -1,7 +1,7 @@
 //! `inngest`: hands the event to an external Inngest event API, under the event name that the registry gives.
 //!
 //! `POST <base>/e/<key>` with `{id, name, ts, data}`. The event id makes a repetition harmless there. The key is a
-//! secret: it is in no error, no `Debug` and no target.
+//! secret: it is in no error, no `Debug` and no target; nor are user and password of the URL.
 
 use std::fmt;
 
@@ -13,11 +13,12 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{Dispatch, Handler, Outcome, answer, client};
+use crate::registry::entry::url_without_secrets;
 use crate::streams::family::Family;
 use crate::streams::json::JsonObject;
 
 /// Where to send.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct InngestServer {
     /// Base URL, with or without one trailing `/`.
     pub base_url: String,
@@ -25,18 +26,26 @@ pub struct InngestServer {
     pub key: SecretString,
 }
 
+impl fmt::Debug for InngestServer {
+    /// Without the key and the URL's password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = client::usable(&self.base_url).map(|url| url_without_secrets(&url));
+        write!(f, "InngestServer({})", shown.as_deref().unwrap_or("no URL"))
+    }
+}
+
 /// See the module.
 pub struct InngestHandler {
     client: Client,
     url: SecretString,
     key: SecretString,
-    base_url: String,
+    shown: String,
     target: Family,
 }
 
 impl fmt::Debug for InngestHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "InngestHandler({} at {})", self.target, self.base_url)
+        write!(f, "InngestHandler({} at {})", self.target, self.shown)
     }
 }
 
@@ -55,18 +64,31 @@ struct Answer {
 }
 
 impl InngestHandler {
-    /// Sends to `server` under the name `target`.
+    /// Sends to `server` under the name `target`; the error says what can't be used.
     pub fn new(server: &InngestServer, target: Family) -> Result<Self, String> {
-        let base_url = server.base_url.strip_suffix('/').unwrap_or(&server.base_url).to_owned();
+        let shown = client::usable(&server.base_url)
+            .map(|url| url_without_secrets(&url))
+            .map_err(|what| format!("INNGEST_URL {what}"))?;
+        let base_url = server.base_url.strip_suffix('/').unwrap_or(&server.base_url);
         let key = client::percent_encoded(server.key.expose_secret());
         let url = SecretString::from(format!("{base_url}/e/{key}"));
-        Ok(Self { client: client::shared()?, url, key: server.key.clone(), base_url, target })
+        Ok(Self { client: client::shared()?, url, key: server.key.clone(), shown, target })
     }
 
-    /// Servers like to name the path they refused.
+    /// Servers like to name the path they refused, and proxies the one they redirect to.
     fn without_key(&self, text: &str) -> String {
         let key = self.key.expose_secret();
-        text.replace(key, "***").replace(&client::percent_encoded(key), "***")
+        if key.is_empty() {
+            return text.to_owned();
+        }
+        let encoded = client::percent_encoded(key);
+        // Some write the digits of an escape in lower case; the rest of a key is not theirs to change.
+        let lower = encoded.split('%').enumerate().map(|(n, part)| match part.split_at_checked(2) {
+            Some((digits, rest)) if n > 0 => format!("%{}{rest}", digits.to_ascii_lowercase()),
+            _ => part.to_owned(),
+        });
+        let lower: String = lower.collect();
+        text.replace(key, "***").replace(&encoded, "***").replace(&lower, "***")
     }
 
     async fn send(&self, dispatch: &Dispatch) -> Outcome {
@@ -79,7 +101,7 @@ impl InngestHandler {
         let request = self.client.post(self.url.expose_secret()).timeout(dispatch.timeout);
         let response = match request.header(CONTENT_TYPE, "application/json").body(body).send().await {
             Ok(response) => response,
-            Err(error) => return answer::unanswered(error, &self.base_url),
+            Err(error) => return answer::unanswered(error, &self.shown),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = self.without_key(&answer::read(response).await);
@@ -97,7 +119,13 @@ impl InngestHandler {
                 _ => Outcome::Done,
             };
         }
-        answer::outcome(status, &headers, &body, false, Utc::now())
+        match answer::outcome(status, &headers, &body, false, Utc::now()) {
+            // The redirect's path.
+            Outcome::Fail { reason, error, status } => {
+                Outcome::Fail { reason, error: self.without_key(&error), status }
+            }
+            outcome => outcome,
+        }
     }
 }
 
