@@ -92,6 +92,12 @@ async fn the_last_2_kb_of_stderr_are_kept() {
 }
 
 #[tokio::test]
+async fn a_program_that_complains_on_stdout_is_heard_too() {
+    assert_eq!(outcome_of("echo no disk; exit 1").await, retry("exit 1: on stdout: no disk", Some(1)));
+    assert_eq!(outcome_of("echo no disk; echo oops >&2; exit 1").await, retry("exit 1: oops", Some(1)));
+}
+
+#[tokio::test]
 async fn the_program_is_given_the_event_and_then_eof() {
     let folder = tempfile::tempdir().unwrap();
     let data = r#"{"n":9007199254740993,"b":1,"a":1.0}"#;

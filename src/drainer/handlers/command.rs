@@ -7,7 +7,7 @@
 //! | end | outcome |
 //! |---|---|
 //! | exit 0 | done |
-//! | exit 75 (`EX_TEMPFAIL`) and any other code | retry, with the last 2 KB of stderr |
+//! | exit 75 (`EX_TEMPFAIL`) and any other code | retry, with the last 2 KB of stderr, or of stdout where stderr is empty |
 //! | a code listed in `permanent_exit` | fail `permanent_exit` |
 //! | a signal, or its timeout | retry |
 //! | it can't be started | retry: the configuration can be mended without losing the event |
@@ -24,8 +24,8 @@ use tokio::process::{Child, Command};
 
 use super::{Dispatch, Handler, Outcome};
 
-/// Bytes of stderr kept in an error.
-const KEPT_STDERR: u64 = 2048;
+/// Bytes of output kept in an error.
+const KEPT_BYTES: u64 = 2048;
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -73,7 +73,7 @@ impl CommandHandler {
 
     async fn run_once(&self, dispatch: &Dispatch) -> Outcome {
         let retry = |error: String, status| Outcome::Retry { error, not_before: None, status };
-        let (mut child, mut stderr) = match self.spawn(dispatch).await {
+        let (mut child, mut output) = match self.spawn(dispatch).await {
             Ok(started) => started,
             Err(error) => return retry(format!("`{}` can't be started: {error}", self.spec.program), None),
         };
@@ -83,7 +83,7 @@ impl CommandHandler {
             ended = child.wait() => ended,
             () = tokio::time::sleep(dispatch.timeout) => {
                 end(&group, &mut child).await;
-                return retry(format!("still running after {} ms{}", dispatch.timeout.as_millis(), tail(&mut stderr)), None);
+                return retry(format!("still running after {} ms{}", dispatch.timeout.as_millis(), output.tail()), None);
             }
             () = dispatch.cancel.cancelled() => {
                 end(&group, &mut child).await;
@@ -99,7 +99,7 @@ impl CommandHandler {
         match (status.code(), status.signal()) {
             (Some(0), _) => Outcome::Done,
             (Some(code), _) => {
-                let error = format!("exit {code}{}", tail(&mut stderr));
+                let error = format!("exit {code}{}", output.tail());
                 if self.spec.permanent_exit.contains(&code) {
                     Outcome::Fail { reason: "permanent_exit", error, status: Some(code) }
                 } else {
@@ -108,12 +108,12 @@ impl CommandHandler {
             }
             (None, signal) => {
                 let name = signal.and_then(|signal| Signal::try_from(signal).ok()).map_or("a signal", Signal::as_str);
-                retry(format!("killed by {name}{}", tail(&mut stderr)), None)
+                retry(format!("killed by {name}{}", output.tail()), None)
             }
         }
     }
 
-    async fn spawn(&self, dispatch: &Dispatch) -> std::io::Result<(Child, std::fs::File)> {
+    async fn spawn(&self, dispatch: &Dispatch) -> std::io::Result<(Child, Output)> {
         let envelope = dispatch.envelope.clone();
         // Files are small and local, but still files: off the runtime.
         let files = tokio::task::spawn_blocking(move || {
@@ -121,23 +121,23 @@ impl CommandHandler {
             serde_json::to_writer(&mut stdin, &*envelope)?;
             stdin.flush()?;
             stdin.seek(SeekFrom::Start(0))?;
-            let stderr = tempfile::tempfile()?;
-            let written = stderr.try_clone()?;
-            Ok::<_, std::io::Error>((stdin, stderr, written))
+            let output = Output { stdout: tempfile::tempfile()?, stderr: tempfile::tempfile()? };
+            let written = (output.stdout.try_clone()?, output.stderr.try_clone()?);
+            Ok::<_, std::io::Error>((stdin, output, written))
         });
-        let (stdin, stderr, written) = files.await.map_err(std::io::Error::other)??;
+        let (stdin, output, (stdout, stderr)) = files.await.map_err(std::io::Error::other)??;
         let child = Command::new(&self.spec.program)
             .args(&self.spec.args)
             .env("EVENT_ID", &dispatch.envelope.id)
             .env("EVENT_NAME", dispatch.envelope.name.as_str())
             .env("ATTEMPT", dispatch.attempt.to_string())
             .stdin(Stdio::from(stdin))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(written))
+            .stdout(Stdio::from(stdout))
+            .stderr(Stdio::from(stderr))
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
-        Ok((child, stderr))
+        Ok((child, output))
     }
 }
 
@@ -150,19 +150,29 @@ async fn end(group: &Group, child: &mut Child) {
     }
 }
 
-/// `: <the last 2 KB of stderr>`, or nothing.
-fn tail(stderr: &mut std::fs::File) -> String {
-    let mut read = || {
-        let length = stderr.metadata()?.len();
-        stderr.seek(SeekFrom::Start(length.saturating_sub(KEPT_STDERR)))?;
-        let mut bytes = Vec::new();
-        stderr.take(KEPT_STDERR).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).trim().to_owned())
-    };
-    match read() {
-        Ok(text) if !text.is_empty() => format!(": {text}"),
-        _ => String::new(),
+/// What a program wrote: files without a name, gone when the last one who holds them ends.
+struct Output {
+    stdout: std::fs::File,
+    stderr: std::fs::File,
+}
+
+impl Output {
+    /// `: <the last 2 KB of stderr>`; of stdout when that is empty; or nothing.
+    fn tail(&mut self) -> String {
+        match (last(&mut self.stderr), last(&mut self.stdout)) {
+            (Ok(text), _) if !text.is_empty() => format!(": {text}"),
+            (_, Ok(text)) if !text.is_empty() => format!(": on stdout: {text}"),
+            _ => String::new(),
+        }
     }
+}
+
+fn last(file: &mut std::fs::File) -> std::io::Result<String> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(KEPT_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(KEPT_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }
 
 impl Handler for CommandHandler {
