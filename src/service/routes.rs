@@ -12,6 +12,7 @@ use crate::drainer::handlers::inngest::{InngestHandler, InngestServer};
 use crate::drainer::handlers::local::LocalFunctions;
 use crate::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
 use crate::ingest::admission::{Route, Routes};
+use crate::registry::Registry;
 use crate::registry::entry::{Backoff, Entry, HandlerSpec};
 use crate::registry::watch::RegistryHandle;
 use crate::streams::family::Family;
@@ -69,7 +70,8 @@ pub struct RegistryPlans {
 
 #[derive(Default)]
 struct Built {
-    version: u64,
+    /// Hash of the table that the handlers are of.
+    table: String,
     handlers: HashMap<String, Result<Arc<dyn Handler>, String>>,
 }
 
@@ -80,12 +82,12 @@ impl RegistryPlans {
         Self { registry, settings, locals: LocalFunctions::builtin(), built: Mutex::default() }
     }
 
-    /// The entry's handler, or why this process has none.
-    fn handler(&self, entry: &Entry) -> Result<Arc<dyn Handler>, String> {
-        let version = self.registry.version();
+    /// The entry's handler, or why this process has none. `table` is the one that `entry` is of: a handler built for it
+    /// must not be found under the table that replaces it meanwhile.
+    fn handler(&self, table: &Registry, entry: &Entry) -> Result<Arc<dyn Handler>, String> {
         let Ok(mut built) = self.built.lock() else { return self.build(entry) };
-        if built.version != version {
-            *built = Built { version, handlers: HashMap::new() };
+        if built.table != table.hash() {
+            *built = Built { table: table.hash().to_owned(), handlers: HashMap::new() };
         }
         built.handlers.entry(entry.pattern.to_string()).or_insert_with(|| self.build(entry)).clone()
     }
@@ -133,7 +135,7 @@ impl Plans for RegistryPlans {
     fn plan(&self, family: &Family) -> FamilyPlan {
         let registry = self.registry.current();
         let entry = registry.lookup(family);
-        let (handler, unrouted_because) = match entry.map(|entry| self.handler(entry)) {
+        let (handler, unrouted_because) = match entry.map(|entry| self.handler(&registry, entry)) {
             Some(Ok(handler)) => (Some(handler), None),
             Some(Err(reason)) => (None, Some(reason)),
             None => (None, Some("no registry entry names it".to_owned())),
