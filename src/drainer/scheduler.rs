@@ -329,13 +329,17 @@ impl<T> Scheduler<T> {
 
     /// Lanes worth a read that returns at once, and how many entries of each: more is known to be there, and a quarter
     /// of the window is free. What is asked for counts as being there until [`Scheduler::answered`], so that reads may
-    /// overlap without leasing more than the window.
+    /// overlap without leasing more than the window. No window is larger than an even share of the prefetch: the lane
+    /// that is served least would fill it with heads that wait, and the one whose turn it is would have none.
     pub fn refill(&mut self) -> (Vec<Lane>, usize) {
         let mut lanes = Vec::new();
         let (mut free_most, mut average) = (0, 0);
+        let in_use = self.readable().filter(|(.., state)| state.more || !state.heads.is_empty()).count();
+        let share = (self.rules.prefetch / in_use.max(1)).max(1);
         for (family, priority, state) in self.readable() {
-            let free = state.window.saturating_sub(state.heads.len() + state.requested);
-            if state.more && free >= (state.window / 4).max(1) {
+            let window = state.window.min(share);
+            let free = window.saturating_sub(state.heads.len() + state.requested);
+            if state.more && free >= (window / 4).max(1) {
                 free_most = free_most.max(free);
                 average += state.average_bytes;
                 lanes.push(Lane::new(family.clone(), priority));
@@ -628,6 +632,41 @@ mod tests {
                 Some(format!("{} {}", picked.lane, picked.head.id))
             })
             .collect()
+    }
+
+    #[test]
+    fn a_lane_that_is_served_less_does_not_take_the_prefetch_from_the_others() {
+        const READ_TAKES: usize = 16; // dispatches
+        let mut scheduler = Scheduler::new(Rules { prefetch: 64, ..rules() });
+        let (heavy, light) = (lane("heavy/event", Priority::P1), lane("light/event", Priority::P1));
+        scheduler.set_limits(&heavy.family, Limits { weight: 3, ..Limits::default() });
+        for lane in [&light, &heavy] {
+            scheduler.add_lane(lane);
+            scheduler.expect_more(lane);
+        }
+        let (mut under_way, mut seq, mut picked) = (VecDeque::new(), 0, Vec::new());
+        for turn in 0..8_000 {
+            let (lanes, count) = if under_way.len() < 2 { scheduler.refill() } else { Default::default() };
+            if !lanes.is_empty() {
+                under_way.push_back((turn + READ_TAKES, lanes, count));
+            }
+            while let Some((_, lanes, count)) = under_way.pop_front_if(|(due, ..)| *due <= turn) {
+                for lane in &lanes {
+                    scheduler.answered(lane, count);
+                    for _ in 0..count {
+                        seq += 1;
+                        scheduler.offer(lane, head(1, seq));
+                    }
+                    scheduler.filled(lane, count, count, 1);
+                }
+            }
+            if let Some(next) = scheduler.pick(1) {
+                scheduler.finished(&next.lane.family);
+                picked.push(next.lane == heavy);
+            }
+        }
+        let of_heavy = picked[picked.len() - 4_000..].iter().filter(|is_heavy| **is_heavy).count();
+        assert!(of_heavy.abs_diff(3_000) <= 100, "{of_heavy} of 4000");
     }
 
     #[test]
