@@ -65,28 +65,24 @@ impl Sdk {
     }
 }
 
-/// A test for each SDK from one function: `each_sdk!(a, b)`, or `each_sdk!(js4, js3: a, b)` for some of them.
+/// A test for each SDK from one function: `each_sdk!(a, b; js: c; js4: d)`, where `c` and `d` are for some of them.
 macro_rules! each_sdk {
-    ($($name:ident),+ $(,)?) => {
-        $crate::conformance_support::each_sdk!(js4, js3, py: $($name),+);
+    ($($all:ident),+ $(; js: $($js:ident),+)? $(; js4: $($js4:ident),+)?) => {
+        mod js4 { $crate::conformance_support::sdk_tests!(Js4: $($all),+ $(, $($js),+)? $(, $($js4),+)?); }
+        mod js3 { $crate::conformance_support::sdk_tests!(Js3: $($all),+ $(, $($js),+)?); }
+        mod py { $crate::conformance_support::sdk_tests!(Py: $($all),+); }
     };
-    ($($sdk:ident),+ : $($name:ident),+ $(,)?) => {
-        $crate::conformance_support::each_sdk!(@ [$($sdk),+] [$($name),+]);
-    };
-    (@ [$($sdk:ident),+] $names:tt) => {
-        $($crate::conformance_support::each_sdk!(@@ $sdk $names);)+
-    };
-    (@@ js4 [$($name:ident),+]) => {
-        mod js4 { $(#[tokio::test] async fn $name() { super::$name($crate::conformance_support::Sdk::Js4).await; })+ }
-    };
-    (@@ js3 [$($name:ident),+]) => {
-        mod js3 { $(#[tokio::test] async fn $name() { super::$name($crate::conformance_support::Sdk::Js3).await; })+ }
-    };
-    (@@ py [$($name:ident),+]) => {
-        mod py { $(#[tokio::test] async fn $name() { super::$name($crate::conformance_support::Sdk::Py).await; })+ }
+}
+macro_rules! sdk_tests {
+    ($sdk:ident: $($name:ident),+) => {
+        $(#[tokio::test]
+        async fn $name() {
+            super::$name($crate::conformance_support::Sdk::$sdk).await;
+        })+
     };
 }
 pub(crate) use each_sdk;
+pub(crate) use sdk_tests;
 
 /// Runs scenarios side by side on one server and one app, to the end of each, and then names those that failed.
 macro_rules! side_by_side {

@@ -329,7 +329,7 @@ export function functions({ sdk, define, major, set }) {
 
   // Runs to be interrupted.
 
-  fn("held", {}, async ({ run, event }) => {
+  fn("held", { retries: 10 }, async ({ run, event }) => {
     const one = await run("one", () => 1);
     const held = await run("held", async () => {
       await pass(event.data.gate);
@@ -337,7 +337,7 @@ export function functions({ sdk, define, major, set }) {
     });
     return { sum: await run("two", () => one + held) };
   });
-  fn("journey", {}, async ({ run, event }) => {
+  fn("journey", { retries: 10 }, async ({ run, event }) => {
     const { steps, ms } = event.data;
     let sum = 0;
     for (let i = 0; i < steps; i++) {
@@ -348,7 +348,7 @@ export function functions({ sdk, define, major, set }) {
     }
     return { sum };
   });
-  fn("asleep", {}, async ({ run, step, event }) => {
+  fn("asleep", { retries: 10 }, async ({ run, step, event }) => {
     await run("before", () => null);
     await step.sleep("nap", event.data.nap);
     return { after: await run("after", () => Date.now()) };

@@ -443,7 +443,7 @@ def functions(client, chosen):
 
     # Runs to be interrupted.
 
-    @fn("held")
+    @fn("held", retries=10)
     def _(t):
         def held():
             gate_pass(t.data["gate"])
@@ -453,7 +453,7 @@ def functions(client, chosen):
         two = t.run("held", held)
         return {"sum": t.run("two", lambda: one + two)}
 
-    @fn("journey")
+    @fn("journey", retries=10)
     def _(t):
         def leg(i):
             def body():
@@ -464,7 +464,7 @@ def functions(client, chosen):
 
         return {"sum": sum(t.run(f"s{i}", leg(i)) for i in range(t.data["steps"]))}
 
-    @fn("asleep")
+    @fn("asleep", retries=10)
     def _(t):
         t.run("before", lambda: None)
         t.step.sleep("nap", seconds(t.data["nap"]))
