@@ -87,7 +87,9 @@ async fn exhausted_and_uncaught(stage: &Stage, app: &App) {
     assert_eq!(attempts(&executions(app, &run.id, "doomed").await), [0, 1]);
     assert!(executions(app, &run.id, "never").await.is_empty());
     let told = told(app, "uncaught", &run).await;
-    assert_eq!((&told["error"]["name"], &told["error"]["message"]), (&json!("TypeError"), &json!("never works")));
+    // Version 3 forgets the name when it throws a step's error again.
+    let name = if app.settings.sdk == Sdk::Js3 { "Error" } else { "TypeError" };
+    assert_eq!((&told["error"]["name"], &told["error"]["message"]), (&json!(name), &json!("never works")));
 }
 
 async fn no_retries(stage: &Stage, app: &App) {
@@ -150,7 +152,7 @@ async fn retry_after_in_the_function(stage: &Stage, app: &App) {
     let wire = app.wire_of(&run.id).await;
     let (last, tried) = wire.split_last().unwrap();
     assert_eq!(last["ctx"]["attempt"], 1);
-    assert_four_seconds(tried.last().unwrap()["answeredAt"].as_u64().unwrap(), last["at"].as_u64().unwrap());
+    assert_four_seconds(tried.last().unwrap()["at"].as_u64().unwrap(), last["at"].as_u64().unwrap());
 }
 
 async fn a_flaky_function(stage: &Stage, app: &App) {

@@ -138,18 +138,16 @@ async fn the_last_app_of_a_name_is_the_one_that_is_called(sdk: Sdk) {
 
 async fn a_wrong_function_refuses_the_whole_app(sdk: Sdk) {
     let stage = Stage::start().await;
-    let app = App::start(stage.settings(sdk).env("FUNCTIONS", "invalid")).await;
-    let (status, answer) = app.register().await;
-    assert!(status >= 400, "{status} {answer}");
-    assert!(answer.to_string().contains("broken-if"), "the answer names the function: {answer}");
+    let mut app = App::start(stage.settings(sdk).env("FUNCTIONS", "invalid")).await;
+    let refusal = app.refused().await;
+    assert!(refusal.contains("broken-if"), "the answer names the function: {refusal}");
     assert!(stage.functions_of("conf").await.is_empty());
     // What is registered stays when a later sync is refused.
-    let mut app = app;
     app.start_again(|settings| settings.env("FUNCTIONS", "a")).await;
     assert!(app.sync().await);
     let count = stage.functions_of("conf").await.len();
     app.start_again(|settings| settings.env("FUNCTIONS", "invalid")).await;
-    assert!(app.register().await.0 >= 400);
+    app.refused().await;
     assert_eq!(stage.functions_of("conf").await.len(), count);
 }
 

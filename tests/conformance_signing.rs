@@ -4,7 +4,7 @@
 mod conformance_support;
 mod support;
 
-use conformance_support::{App, Keys, Sdk, Stage, each_sdk};
+use conformance_support::{App, Keys, Sdk, Settings, Stage, each_sdk};
 use serde_json::{Value, json};
 
 const OTHER_KEY: &str = "signkey-test-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -104,12 +104,10 @@ fn hashed(key: &str) -> String {
 /// changes.
 async fn an_app_without_the_key_is_refused(sdk: Sdk) {
     let stage = Stage::keyed().await;
-    let unsigned = App::start(conformance_support::Settings::new(sdk).env("INNGEST_DEV", &stage.origin())).await;
-    let (status, answer) = unsigned.register().await;
-    assert!(status >= 400, "{status} {answer}");
+    let unsigned = App::start(Settings::new(sdk).env("INNGEST_DEV", &stage.origin())).await;
+    unsigned.refused().await;
     let mut app = App::start(stage.settings(sdk).env("INNGEST_SIGNING_KEY", OTHER_KEY)).await;
-    let (status, answer) = app.register().await;
-    assert!(status >= 400, "{status} {answer}");
+    app.refused().await;
     assert!(stage.functions_of("conf").await.is_empty());
 
     let right = Keys::default().signing;

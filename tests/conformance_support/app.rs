@@ -114,6 +114,14 @@ impl App {
         answer["modified"].as_bool().unwrap_or_else(|| panic!("no `modified` in {answer}"))
     }
 
+    /// Registers, and returns what the app says of the refusal.
+    pub async fn refused(&self) -> String {
+        let (status, answer) = self.register().await;
+        // Python hands the server's refusal on with a 200.
+        assert!(status >= 400 || answer["error"].is_string(), "not refused: {status} {answer}");
+        answer.to_string()
+    }
+
     /// What the SDK says about itself.
     pub async fn introspection(&self) -> Value {
         self.get("/api/inngest").await
