@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod diagnose;
 pub mod drainer;
+pub mod functions;
 pub mod ingest;
 pub mod registry;
 pub mod server;

@@ -16,6 +16,12 @@ async fn server(settings: EventApiSettings) -> Server {
     Server::start(GatewaySettings::default(), HashMap::new(), settings).await
 }
 
+fn ulids(body: &Value) -> Vec<String> {
+    let ids: Vec<String> = body["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+    assert!(ids.iter().all(|id| system_bus::streams::public_id::parse(id).is_some()), "{body}");
+    ids
+}
+
 async fn post(server: &Server, path: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
     answer(client().post(server.url(path)).body(body)).await
 }
@@ -35,10 +41,14 @@ async fn an_event_is_stored_to_the_letter_whatever_the_content_type() {
     let server = server(EventApiSettings::default()).await;
     let data = r#"{"n":9007199254740993,"b":1,"a":1.0,"b":2}"#;
     let body = format!(" \n{{\"name\":\"a/b\",\"id\":\"e-1\",\"ts\":1790000000000,\"data\":{data}}}");
+    let mut answers = Vec::new();
     for kind in ["text/plain", "application/json", "application/octet-stream"] {
         let request = client().post(server.url("/e/any")).header("content-type", kind).body(body.clone());
-        assert_eq!(answer(request).await, (200, json!({"ids":["e-1"],"status":200})));
+        let (status, body) = answer(request).await;
+        assert_eq!((status, ulids(&body).len()), (200, 1));
+        answers.push(body);
     }
+    assert!(answers.iter().all(|body| *body == answers[0]), "a repetition is answered as the first: {answers:?}");
     let events = server.memory.events();
     assert_eq!(events.len(), 1, "the same id is stored once");
     assert_eq!((events[0].data.as_str(), events[0].ts), (data, Some(1_790_000_000_000)));
@@ -49,11 +59,29 @@ async fn a_batch_is_answered_in_order_and_stored_whole_or_not_at_all() {
     let server = server(EventApiSettings::default()).await;
     let (status, body) =
         post(&server, "/e/k", r#"[{"name":"a/b","id":"1"},{"name":"a/c"},{"name":"a/d","id":"3"}]"#).await;
-    assert_eq!((status, &body["ids"]), (200, &json!(["1", "made-1", "3"])));
+    assert_eq!((status, ulids(&body).len()), (200, 3));
+    let stored: Vec<_> = server.memory.events().into_iter().map(|event| event.id.unwrap()).collect();
+    assert_eq!((&*stored[0], &stored[1], &*stored[2]), ("1", &ulids(&body)[1], "3"));
     let (status, body) = post(&server, "/e/k", r#"[{"name":"a/b"},{"name":"a b"}]"#).await;
     assert_eq!((status, &body["ids"]), (400, &json!([])));
     assert!(body["error"].as_str().unwrap().starts_with("event 1: "), "{body}");
     assert_eq!(server.memory.events().len(), 3);
+}
+
+#[tokio::test]
+async fn a_seeded_request_has_the_same_ids_each_time_and_is_stored_once() {
+    let server = server(EventApiSettings::default()).await;
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let request =
+            client().post(server.url("/e/k")).header("x-inngest-event-id-seed", "1795469392061,AAECAwQFBgcICQ==");
+        answers.push(answer(request.body(r#"[{"name":"a/b"},{"name":"a/c","id":"mine"}]"#)).await.1);
+    }
+    let expected: Vec<String> = (1..=2)
+        .map(|n| system_bus::streams::public_id::seeded("1795469392061,AAECAwQFBgcICQ==", n).unwrap().to_string())
+        .collect();
+    assert_eq!((ulids(&answers[0]), ulids(&answers[1])), (expected.clone(), expected));
+    assert_eq!(server.memory.events().len(), 2);
 }
 
 #[tokio::test]

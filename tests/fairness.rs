@@ -11,7 +11,7 @@ use drainer_support::{Stage, event, lane};
 use futures_util::future::BoxFuture;
 use system_bus::drainer::handlers::{Dispatch, Handler, Outcome};
 use system_bus::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
-use system_bus::drainer::scheduler::{Fairness, Rules};
+use system_bus::drainer::scheduler::{Fairness, Rules, Slots};
 use system_bus::drainer::{Drainer, PREFETCH_IN_ALL, Retention, Settings};
 use system_bus::streams::append::NewEvent;
 use system_bus::streams::envelope::Envelope;
@@ -62,6 +62,7 @@ impl Plans for Weighed {
             weight: if family.as_str().starts_with("heavy/") { 3 } else { 1 },
             ordered: false,
             rate_per_s: None,
+            slots: Slots::Handlers,
             timeout: LONG,
             max_age: None,
             retry: RetryPolicy {
@@ -106,6 +107,7 @@ const WORK: Duration = Duration::from_millis(1);
 async fn drain(stage: &Stage, concurrency: usize, takes: Duration) -> Vec<String> {
     let settings = Settings {
         concurrency,
+        calls: 1,
         interval: Duration::from_millis(100),
         lease: Duration::from_secs(30),
         stall_after: Duration::from_secs(30),

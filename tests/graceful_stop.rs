@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use support::eventually;
 use system_bus::drainer::handlers::{Dispatch, Handler, Outcome};
 use system_bus::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
-use system_bus::drainer::scheduler::{Fairness, Rules};
+use system_bus::drainer::scheduler::{Fairness, Rules, Slots};
 use system_bus::drainer::{Drainer, PREFETCH_IN_ALL, Retention, Settings};
 use system_bus::streams::family::Family;
 use tokio::sync::mpsc;
@@ -48,6 +48,7 @@ impl Plans for All {
             weight: 1,
             ordered: false,
             rate_per_s: None,
+            slots: Slots::Handlers,
             timeout: LONG,
             max_age: None,
             retry: RetryPolicy {
@@ -72,6 +73,7 @@ async fn what_a_stop_abandons_is_said_and_run_by_the_next_drainer() {
     let stage = Stage::start().await;
     let settings = Settings {
         concurrency: 1,
+        calls: 1,
         interval: Duration::from_millis(100),
         lease: Duration::from_secs(30),
         stall_after: LONG,

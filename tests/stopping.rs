@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use support::{Reply, eventually};
 use system_bus::drainer::handlers::{Dispatch, Handler, Outcome};
 use system_bus::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
-use system_bus::drainer::scheduler::{Fairness, Rules};
+use system_bus::drainer::scheduler::{Fairness, Rules, Slots};
 use system_bus::drainer::{Drainer, Retention, Settings, watchdog};
 use system_bus::streams::dead::DeadFilter;
 use system_bus::streams::family::Family;
@@ -111,6 +111,7 @@ impl Plans for Only {
             weight: 1,
             ordered: false,
             rate_per_s: None,
+            slots: Slots::Handlers,
             timeout: Duration::from_secs(60),
             max_age: None,
             retry: RetryPolicy {
@@ -133,6 +134,7 @@ impl Plans for Only {
 fn drainer(stage: &Stage, handler: Option<Arc<dyn Handler>>) -> Drainer {
     let settings = Settings {
         concurrency: 4,
+        calls: 1,
         interval: Duration::from_millis(100),
         lease: Duration::from_secs(30),
         stall_after: Duration::from_secs(1),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Plan, Scenario, bus, fill, flush, median, rate, raw, rounded, whole};
 use crate::drainer::handlers::{Dispatch, Handler, Outcome};
 use crate::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
-use crate::drainer::scheduler::{Fairness, Rules};
+use crate::drainer::scheduler::{Fairness, Rules, Slots};
 use crate::drainer::{Drainer, Retention, Settings};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
@@ -85,6 +85,7 @@ impl Plans for OneHandler {
             weight: 1,
             ordered: false,
             rate_per_s: None,
+            slots: Slots::Handlers,
             timeout: Duration::from_secs(15),
             max_age: None,
             retry: RetryPolicy {
@@ -117,6 +118,7 @@ impl Running {
     pub fn start(bus: &Bus, probe: Arc<Probe>, concurrency: usize) -> Self {
         let settings = Settings {
             concurrency,
+            calls: 1,
             interval: Duration::from_secs(2),
             lease: Duration::from_secs(30),
             stall_after: Duration::from_secs(45),

@@ -36,6 +36,15 @@ struct SharedArgs {
     /// Dispatches in flight (QUEUE_DRAINER_CONCURRENCY)
     #[arg(long, value_name = "N")]
     concurrency: Option<String>,
+    /// An app to ask what it serves, until it answers; repeatable (INNGEST_SDK_URLS)
+    #[arg(short = 'u', long = "sdk-url", value_name = "URL")]
+    sdk_urls: Vec<String>,
+    /// Seconds between attempts of a step, always the same (INNGEST_RETRY_INTERVAL)
+    #[arg(long, value_name = "SECONDS")]
+    retry_interval: Option<String>,
+    /// A name in app URLs that stands for another host; repeatable (INNGEST_HOST_ALIASES)
+    #[arg(long = "host-alias", value_name = "NAME=HOST")]
+    host_aliases: Vec<String>,
     /// Drain although Redis's maxmemory-policy may evict whole lanes
     #[arg(long)]
     unsafe_eviction: bool,
@@ -57,7 +66,13 @@ impl DrainerArgs {
 
 impl SharedArgs {
     fn flags(&self) -> Vec<(&'static str, Option<String>)> {
-        vec![("QUEUE_DRAINER_CONCURRENCY", self.concurrency.clone())]
+        let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(","));
+        vec![
+            ("QUEUE_DRAINER_CONCURRENCY", self.concurrency.clone()),
+            ("INNGEST_SDK_URLS", joined(&self.sdk_urls)),
+            ("INNGEST_RETRY_INTERVAL", self.retry_interval.clone()),
+            ("INNGEST_HOST_ALIASES", joined(&self.host_aliases)),
+        ]
     }
 }
 

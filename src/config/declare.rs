@@ -252,6 +252,15 @@ pub fn words() -> Kind<Vec<String>> {
     Kind { takes_blank: true, ..Kind::new("comma list", split) }
 }
 
+/// Comma-separated texts, trimmed.
+pub fn list() -> Kind<Vec<String>> {
+    let split = |text: &str| {
+        let items = text.split(',').map(|item| item.trim().to_owned());
+        Some(items.filter(|item| !item.is_empty()).collect())
+    };
+    Kind { takes_blank: true, ..Kind::new("comma list", split) }
+}
+
 /// Comma-separated address ranges; one bad range refuses the list, because half of it would be a surprise.
 pub fn cidrs() -> Kind<Vec<Cidr>> {
     let split = |text: &str| text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Cidr::parse).collect();

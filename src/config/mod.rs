@@ -29,8 +29,8 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, InngestConfig, QueueConfig, ServerConfig, SystemConfig, TelemetryConfig,
-    WebhookConfig,
+    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, QueueConfig, ServerConfig, SystemConfig,
+    TelemetryConfig, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 
@@ -177,6 +177,8 @@ pub struct Config {
     pub webhook: WebhookConfig,
     /// An external Inngest server.
     pub inngest: InngestConfig,
+    /// The engine, and the apps that it calls.
+    pub functions: FunctionsConfig,
     /// Where telemetry goes beside the journal.
     pub telemetry: TelemetryConfig,
     /// The emitters that use the queue.
@@ -203,6 +205,7 @@ impl Config {
         let server = ServerConfig::load(&mut loader);
         let webhook = WebhookConfig::load(&mut loader);
         let inngest = InngestConfig::load(&mut loader);
+        let functions = FunctionsConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
         let declare::Loader { effective, warnings: refused, .. } = loader;
 
@@ -220,6 +223,7 @@ impl Config {
             server,
             webhook,
             inngest,
+            functions,
             telemetry,
             pilots,
             managed,
@@ -419,6 +423,9 @@ pub enum Error {
         /// INNGEST_URL.
         url: String,
     },
+    /// INNGEST_SIGNING_KEY or its fallback.
+    #[error("INNGEST_SIGNING_KEY is no signing key: {0}")]
+    SigningKey(#[from] crate::functions::inngest::signing::InvalidKey),
     /// A file of secrets.
     #[error("the secret file {} can't be read", path.display())]
     SecretFile {
@@ -436,6 +443,7 @@ impl Diagnose for Error {
             Self::EnvFile { .. } => "CONFIG_FILE_UNREADABLE",
             Self::RedisUrl { .. } => "CONFIG_REDIS_URL_INVALID",
             Self::EventKeyMissing { .. } => "EVENT_KEY_MISSING",
+            Self::SigningKey(_) => "SIGNING_KEY_INVALID",
             Self::SecretFile { .. } => "CONFIG_SECRET_FILE",
         }
     }
@@ -443,9 +451,11 @@ impl Diagnose for Error {
     fn exit(&self) -> Exit {
         match self {
             Self::EnvFile { by: Origin::Flag, .. } | Self::RedisUrl { origin: RedisOrigin::Flag, .. } => Exit::Usage,
-            Self::EnvFile { .. } | Self::RedisUrl { .. } | Self::EventKeyMissing { .. } | Self::SecretFile { .. } => {
-                Exit::Config
-            }
+            Self::EnvFile { .. }
+            | Self::RedisUrl { .. }
+            | Self::EventKeyMissing { .. }
+            | Self::SigningKey(_)
+            | Self::SecretFile { .. } => Exit::Config,
         }
     }
 
@@ -460,6 +470,7 @@ impl Diagnose for Error {
             Self::EventKeyMissing { .. } => {
                 "Set INNGEST_EVENT_KEY to the server's event key, or unset INNGEST_URL.".into()
             }
+            Self::SigningKey(_) => "Make one with: echo signkey-prod-$(openssl rand -hex 32)".into(),
             Self::SecretFile { path, .. } => format!("Make {} readable for this user.", path.display()),
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::declare::{
-    bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, memory_budget, ms, optional, path, seconds, secret,
-    settings, share, span, span_or_off, text, words,
+    bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, list, memory_budget, ms, optional, path, seconds,
+    secret, settings, share, span, span_or_off, text, words,
 };
 use super::units::{Cidr, MemoryBudget};
 
@@ -154,8 +154,36 @@ settings! {
         url: Option<String> = optional(http_url()), "INNGEST_URL", default "", environment_first;
         /// Its event key.
         event_key: Option<SecretString> = optional(secret()), "INNGEST_EVENT_KEY", default "", environment_first;
-        /// Its signing key.
+        /// The signing key: apps and this server prove to each other who they are. Unset: dev mode, for this machine only.
         signing_key: Option<SecretString> = optional(secret()), "INNGEST_SIGNING_KEY", default "", environment_first;
+        /// The key before or after a rotation, accepted too.
+        signing_key_fallback: Option<SecretString> = optional(secret()), "INNGEST_SIGNING_KEY_FALLBACK", default "", environment_first;
+    }
+
+    /// Functions: the engine, and the apps that it calls.
+    pub struct FunctionsConfig in "functions" {
+        /// Where SDK apps look for a dev server; served beside WORKER_PORT while the port is free. 0 turns it off.
+        port: u16 = count(0..=65_535), "INNGEST_PORT", default "8288";
+        /// Calls of functions in flight in this process.
+        calls: usize = count(1..=100_000), "FUNCTIONS_CONCURRENCY", default "1000";
+        /// How long one call of a function may take.
+        call_timeout: Duration = ms(100..=7 * DAY_MS), "FUNCTIONS_CALL_TIMEOUT_MS", default "7200000";
+        /// A constant delay between attempts, instead of 15 s growing to 2 h.
+        retry_interval: Option<Duration> = optional(seconds(1..=86_400)), "INNGEST_RETRY_INTERVAL", default "";
+        /// Steps of one run.
+        max_steps: u32 = count(1..=10_000), "FUNCTIONS_MAX_STEPS", default "1000";
+        /// Bytes of all step results of one run.
+        max_state_bytes: u64 = bytes(1 << 20..=512 << 20), "FUNCTIONS_MAX_STATE_BYTES", default "32MiB";
+        /// How long completed and cancelled runs stay.
+        retain: Duration = span(), "FUNCTIONS_RETAIN", default "7d";
+        /// How long failed runs stay.
+        retain_failed: Duration = span(), "FUNCTIONS_RETAIN_FAILED", default "30d";
+        /// How often every app is asked what it serves.
+        sync_interval: Duration = seconds(1..=3_600), "INNGEST_POLL_INTERVAL", default "10";
+        /// Apps that need not register themselves, comma-separated: `http://localhost:3000/api/inngest`.
+        app_urls: Vec<String> = list(), "INNGEST_SDK_URLS", default "";
+        /// Names in app URLs that stand for other hosts, comma-separated: `host.docker.internal=127.0.0.1`.
+        host_aliases: Vec<String> = list(), "INNGEST_HOST_ALIASES", default "";
     }
 
     /// Where telemetry goes beside the journal.

@@ -47,8 +47,10 @@ pub const PREFETCH_IN_ALL: usize = 512;
 /// Limits of one drainer.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Dispatches in flight.
+    /// Dispatches of events in flight.
     pub concurrency: usize,
+    /// Calls of functions in flight.
+    pub calls: usize,
     /// The safety tick.
     pub interval: Duration,
     /// How long a silent session is left alone.

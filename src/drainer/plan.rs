@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handlers::Handler;
+use super::scheduler::Slots;
 use crate::streams::family::Family;
 
 /// How often and how far apart an event is tried.
@@ -57,6 +58,8 @@ pub struct FamilyPlan {
     pub max_age: Option<Duration>,
     /// Retries.
     pub retry: RetryPolicy,
+    /// Whose slots its dispatches take.
+    pub slots: Slots,
 }
 
 /// Where plans come from. Asked again whenever `version` changes.

@@ -57,12 +57,23 @@ pub struct Limits {
     pub ordered: bool,
     /// Starts per second.
     pub rate_per_s: Option<f64>,
+    /// Whose slots it takes.
+    pub slots: Slots,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrency: u32::MAX, weight: 1, ordered: false, rate_per_s: None }
+        Self { concurrency: u32::MAX, weight: 1, ordered: false, rate_per_s: None, slots: Slots::Handlers }
     }
+}
+
+/// The two kinds of dispatches, each with slots of its own, so that neither keeps the other from starting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slots {
+    /// Handlers of events.
+    Handlers,
+    /// Calls of functions: long, and spent waiting for another process.
+    Calls,
 }
 
 /// One entry in view.
@@ -145,6 +156,8 @@ pub struct Scheduler<T> {
     lane_count: usize,
     /// What [`Scheduler::wants_wait`] answers may have changed.
     changed: bool,
+    /// No slot of this kind is free.
+    full: [bool; 2],
 }
 
 impl<T> Scheduler<T> {
@@ -163,6 +176,7 @@ impl<T> Scheduler<T> {
             now_ms: 0,
             lane_count: 0,
             changed: false,
+            full: [false; 2],
         }
     }
 
@@ -247,6 +261,18 @@ impl<T> Scheduler<T> {
         let index = self.family(family);
         self.families[index].limits = limits;
         self.activate(index);
+    }
+
+    /// Tells whether slots of a kind are free. What waited for one takes part again when there is.
+    pub fn set_full(&mut self, slots: Slots, full: bool) {
+        let was_full = std::mem::replace(&mut self.full[slots as usize], full);
+        if was_full && !full {
+            for index in 0..self.families.len() {
+                if self.families[index].limits.slots == slots {
+                    self.activate(index);
+                }
+            }
+        }
     }
 
     /// Holds a family or lets it go on. Returns the heads that must be handed back.
@@ -490,7 +516,8 @@ impl<T> Scheduler<T> {
         #[allow(clippy::cast_precision_loss)]
         let rate_allows = limits.rate_per_s.is_none() || state.not_before_ms <= now_ms as f64;
         let order_allows = !limits.ordered || (state.running == 0 && !state.awaits_retry);
-        !state.held && state.running < limits.concurrency && order_allows && rate_allows
+        let is_free = !self.full[limits.slots as usize];
+        !state.held && is_free && state.running < limits.concurrency && order_allows && rate_allows
     }
 
     /// The level and lane of the head that goes first.

@@ -21,6 +21,7 @@ use crate::streams::family::{Family, ParseFamilyError};
 use crate::streams::json::{self, JsonObject};
 use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
+use crate::streams::public_id::META_ULID;
 
 /// The source of an event whose emitter names none.
 pub const DEFAULT_SOURCE: &str = "queue";
@@ -109,6 +110,17 @@ pub struct Emit<'a> {
     pub trace: Option<&'a str>,
     /// A delivery that must be appended once.
     pub once: Option<Once>,
+    /// The ULID by which the event API answers for it.
+    pub public: Option<PublicId<'a>>,
+}
+
+/// See [`Emit::public`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublicId<'a> {
+    /// It is the event's id, unless the sender supplied another one.
+    pub ulid: &'a str,
+    /// A repeated request has the same one.
+    pub is_repeated: bool,
 }
 
 /// What became of one event.
@@ -362,9 +374,13 @@ impl Admission {
         }
         let (priority, priority_ignored) = priority(emit.priority, route.priority, place)?;
         let dedup_key = dedup_key(emit.dedup_key, place)?.or(route.dedup_key);
+        let own = event_id(emit.id, place)?;
+        let beside = emit.public.filter(|_| own.is_some()).map(|public| json_string(public.ulid));
+        let is_public = own.is_none() && emit.public.is_some();
         let event = NewEvent {
-            id: event_id(emit.id, place)?,
-            meta: Some(meta(emit.meta, &source, place)?),
+            id: own.or_else(|| emit.public.map(|public| public.ulid.to_owned())),
+            id_is_fresh: is_public && emit.public.is_some_and(|public| !public.is_repeated),
+            meta: Some(meta(emit.meta, beside.as_deref(), &source, place)?),
             trace: emit.trace.map(|text| object(text, "trace", place)).transpose()?,
             dedup_window: if emit.no_dedup { None } else { dedup_key.as_ref().and(route.dedup_window) },
             dedup_key,
@@ -458,7 +474,7 @@ fn at(when: When, now: i64, place: Place) -> Result<Option<i64>, Error> {
 }
 
 /// The emitter's keys over `source`; `envelope_version` is always ours.
-fn meta(text: Option<&str>, source: &str, place: Place) -> Result<JsonObject, Error> {
+fn meta(text: Option<&str>, ulid: Option<&str>, source: &str, place: Place) -> Result<JsonObject, Error> {
     const VERSION: (&str, &str) = ("envelope_version", "\"1\"");
     let checked = object(text.unwrap_or_default(), "meta", place)?;
     let own = Fields::parse(checked.as_str()).map_err(|error| Error::InvalidJson {
@@ -470,7 +486,8 @@ fn meta(text: Option<&str>, source: &str, place: Place) -> Result<JsonObject, Er
     let has_source = own.iter().any(|(key, _)| key == "source");
     let members = std::iter::once(VERSION)
         .chain((!has_source).then_some(("source", source.as_str())))
-        .chain(own.iter().filter(|(key, _)| *key != VERSION.0));
+        .chain(ulid.map(|ulid| (META_ULID, ulid)))
+        .chain(own.iter().filter(|(key, _)| *key != VERSION.0 && *key != META_ULID));
     object(&object_text(members), "meta", place)
 }
 

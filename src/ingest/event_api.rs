@@ -5,7 +5,7 @@
 //!
 //! | answer | when |
 //! |---|---|
-//! | 200 `{"ids":[…],"status":200}` | stored, or stored before; ids in request order, as stored |
+//! | 200 `{"ids":[…],"status":200}` | stored, or stored before; ULIDs in request order |
 //! | 400, 413 `{"ids":[],"status":…,"error":…}` | an event breaks a rule; the error names it |
 //! | 401 | no such key; without configured keys, a sender that is not on this machine |
 //! | 503 + `Retry-After` | the store is away or full: send it again |
@@ -19,18 +19,23 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::admission::{Admission, AskedPriority, Emit};
+use super::admission::{Accepted, Admission, AskedPriority, Emit, PublicId};
 use super::fields::{Fields, json_string, object_text};
 use super::peer::Peer;
 use super::request_body;
 use crate::config::Cidr;
 use crate::diagnose::{Diagnose, chain};
+use crate::streams::bus::Bus;
+use crate::streams::entry_id::EntryId;
+use crate::streams::lane::Lane;
+use crate::streams::public_id;
 
 /// Names that only the functions engine may emit.
 const RESERVED: &str = "inngest/";
@@ -42,6 +47,8 @@ const TIMES: std::ops::RangeInclusive<i64> = 315_532_800_000..=4_102_444_800_000
 pub struct EventApiSettings {
     /// Accepted event keys. None: development, any key is accepted from this machine only.
     pub keys: Vec<SecretString>,
+    /// There is a signing key: then event keys are needed too.
+    pub is_keyed: bool,
     /// Most events in one request.
     pub max_events: usize,
     /// Largest single event in bytes.
@@ -60,6 +67,7 @@ impl Default for EventApiSettings {
     fn default() -> Self {
         Self {
             keys: Vec::new(),
+            is_keyed: false,
             max_events: 5_000,
             max_event_bytes: 3 * 1024 * 1024,
             max_body_bytes: 16 * 1024 * 1024,
@@ -70,11 +78,30 @@ impl Default for EventApiSettings {
     }
 }
 
+/// Finds the ULID of an event that is stored already.
+pub trait PublicIds: Send + Sync {
+    /// Of the entry at this place; `None` when it is not there any more.
+    fn public_id(&self, lane: Lane, entry: EntryId) -> BoxFuture<'_, Option<String>>;
+}
+
+impl PublicIds for Bus {
+    fn public_id(&self, lane: Lane, entry: EntryId) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async move { self.stored_public_id(&lane, entry).await.ok().flatten() })
+    }
+}
+
 /// See the module. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EventApi {
     settings: Arc<EventApiSettings>,
     admission: Admission,
+    stored: Arc<dyn PublicIds>,
+}
+
+impl std::fmt::Debug for EventApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EventApi")
+    }
 }
 
 /// An answer other than 200.
@@ -96,10 +123,10 @@ impl Refused {
 }
 
 impl EventApi {
-    /// An event API that appends through `admission`.
+    /// An event API that appends through `admission` and answers for repeated events from `stored`.
     #[must_use]
-    pub fn new(settings: EventApiSettings, admission: Admission) -> Self {
-        Self { settings: Arc::new(settings), admission }
+    pub fn new(settings: EventApiSettings, admission: Admission, stored: Arc<dyn PublicIds>) -> Self {
+        Self { settings: Arc::new(settings), admission, stored }
     }
 
     /// The routes under `/e`.
@@ -139,7 +166,10 @@ impl EventApi {
                 return Err(Refused { status: StatusCode::SERVICE_UNAVAILABLE, error, retry_after });
             }
         };
-        let ids: Vec<&str> = accepted.iter().map(|event| event.event_id.as_str()).collect();
+        let mut ids = Vec::with_capacity(accepted.len());
+        for (event, sent) in accepted.iter().zip(&sent) {
+            ids.push(self.answered_id(event, sent).await);
+        }
         let mut answer = json!({ "ids": ids, "status": 200 });
         if accepted.iter().any(|event| event.priority_ignored) {
             answer["priorityIgnored"] = true.into();
@@ -147,10 +177,24 @@ impl EventApi {
         Ok(reply(StatusCode::OK, &answer))
     }
 
+    /// The ULID of the stored event: the first one's, where this one was a repetition.
+    async fn answered_id(&self, event: &Accepted, sent: &Sent<'_>) -> String {
+        let known = match (event.duplicate, event.stream_id) {
+            (Some(_), Some(entry)) => self.stored.public_id(event.lane.clone(), entry).await,
+            (Some(_), None) => public_id::parse(&event.event_id).map(|id| id.to_string()),
+            (None, _) => None,
+        };
+        known.unwrap_or_else(|| sent.ulid.clone())
+    }
+
     fn check_key(&self, key: &str, peer: &Peer) -> Result<(), Refused> {
         let unknown = || Refused::new(StatusCode::UNAUTHORIZED, "Event key not found");
         if key.trim().is_empty() {
             return Err(Refused::new(StatusCode::UNAUTHORIZED, "Event key is required"));
+        }
+        if self.settings.keys.is_empty() && self.settings.is_keyed {
+            let error = "Event keys are required to process events securely";
+            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, error));
         }
         if self.settings.keys.is_empty() {
             return if peer.is_local { Ok(()) } else { Err(unknown()) };
@@ -189,8 +233,15 @@ impl EventApi {
                 let error = format!("{place}Event is over the max size: Max {max} bytes / Size {size} bytes");
                 return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, error));
             }
-            let event = Sent::parse(item.get(), &context);
-            sent.push(event.map_err(|reason| Refused::invalid(format!("{place}{reason}")))?);
+            let mut event =
+                Sent::parse(item.get(), &context).map_err(|reason| Refused::invalid(format!("{place}{reason}")))?;
+            // Existing servers count from 1.
+            let n = u32::try_from(index + 1).unwrap_or(u32::MAX);
+            if let Some(ulid) = context.seed.as_deref().and_then(|seed| public_id::seeded(seed, n)) {
+                event.ulid = ulid.to_string();
+                event.is_seeded = true;
+            }
+            sent.push(event);
         }
         Ok(sent)
     }
@@ -202,6 +253,8 @@ struct Context {
     env: Option<String>,
     /// The trace object.
     trace: Option<String>,
+    /// `x-inngest-event-id-seed`: the same for each try of one request.
+    seed: Option<String>,
 }
 
 impl Context {
@@ -215,7 +268,8 @@ impl Context {
             let members = [Some(("traceparent", parent.as_str())), state.as_deref().map(|s| ("tracestate", s))];
             object_text(members.into_iter().flatten())
         });
-        Self { env: header("x-inngest-env"), trace }
+        let seed = headers.get("x-inngest-event-id-seed").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Self { env: header("x-inngest-env"), trace, seed }
     }
 }
 
@@ -231,6 +285,8 @@ struct Sent<'a> {
     ts: Option<i64>,
     meta: Option<String>,
     trace: Option<String>,
+    ulid: String,
+    is_seeded: bool,
 }
 
 impl<'a> Sent<'a> {
@@ -258,6 +314,8 @@ impl<'a> Sent<'a> {
             ts: ts(&fields)?,
             meta: meta(&fields, context)?,
             trace: context.trace.clone(),
+            ulid: public_id::fresh(),
+            is_seeded: false,
             name,
         })
     }
@@ -273,6 +331,7 @@ impl<'a> Sent<'a> {
             ts: self.ts,
             meta: self.meta.as_deref(),
             trace: self.trace.as_deref(),
+            public: Some(PublicId { ulid: &self.ulid, is_repeated: self.is_seeded }),
             ..Emit::default()
         }
     }

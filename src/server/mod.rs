@@ -6,6 +6,7 @@
 //! | `/health`, `/health/live`, `/health/ready` | [`health`] |
 //! | `/webhooks…` | [`crate::ingest::gateway`] |
 //! | `/e/<key>` | [`crate::ingest::event_api`] |
+//! | `/fn/register`, `/dev`, `/v0/…`, `/v1/…` | [`crate::functions::inngest`] |
 //!
 //! A request's log line never holds a query string, a body, a header or an event key. A panic in a handler is a 500
 //! and a log line, not the end of the process.
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -29,6 +30,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::diagnose::{Diagnose, Exit};
+use crate::functions::inngest::{self, Facade};
 use crate::ingest::event_api::EventApi;
 use crate::ingest::gateway::{self, Gateway, ProviderTag};
 use health::Readiness;
@@ -43,6 +45,8 @@ pub struct Parts {
     pub gateway: Gateway,
     /// `/e`.
     pub event_api: EventApi,
+    /// What SDK apps talk to.
+    pub facade: Option<Facade>,
     /// `/health/ready`.
     pub readiness: Readiness,
 }
@@ -111,7 +115,8 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// All routes.
 pub fn router(parts: Parts) -> Router {
-    let Parts { gateway, event_api, readiness } = parts;
+    let Parts { gateway, event_api, facade, readiness } = parts;
+    let kind = facade.as_ref().map_or("dev", Facade::kind);
     let ready = move || {
         let readiness = readiness.clone();
         async move { readiness.answer().await }
@@ -124,8 +129,12 @@ pub fn router(parts: Parts) -> Router {
         .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
     // Both count bytes while they read, by their own limits.
     let counted = gateway.router().merge(event_api.router()).layer(DefaultBodyLimit::disable());
-    let all = own.merge(counted).fallback(not_found).method_not_allowed_fallback(method_not_allowed);
-    all.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(log))
+    let all = own
+        .merge(counted)
+        .merge(facade.map(Facade::router).unwrap_or_default())
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
+    all.layer(CatchPanicLayer::custom(panicked)).layer(from_fn_with_state(kind, inngest::mark)).layer(from_fn(log))
 }
 
 /// Serves until `cancel`; then takes no new connection and gives requests in flight `drain` to end.
@@ -162,7 +171,7 @@ async fn service() -> Json<Value> {
 }
 
 async fn alive() -> Json<Value> {
-    Json(json!({ "ok": true }))
+    Json(json!({ "ok": true, "status": 200, "message": "OK" }))
 }
 
 async fn not_found() -> Response {

@@ -22,6 +22,11 @@ use crate::diagnose::{Diagnose, Exit, chain};
 use crate::drainer::scheduler::{self, Rules};
 use crate::drainer::vitals::Vitals;
 use crate::drainer::{self, Drainer, watchdog};
+use crate::functions::engine::{self, Engine};
+use crate::functions::inngest::Facade;
+use crate::functions::inngest::signing::Keys;
+use crate::functions::registry::Registry as Functions;
+use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
@@ -152,10 +157,30 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     });
 
     let is_inngest_served = inngest.is_some();
+    let functions = Functions::new(bus.separate());
+    if let Err(error) = functions.refresh().await {
+        tracing::warn!(error = %chain(&error), "the functions are not known yet");
+    }
+    let watched = functions.clone().watch(stop.clone());
+    tasks.spawn(async move {
+        watched.await;
+        Ok(())
+    });
+    let appender = Appender::start(&bus, append_settings(config));
+    let engine = Engine::new(bus.clone(), functions.clone(), appender.clone(), engine_settings(config)?, stop.clone())
+        .map_err(Error::Task)?;
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
-        let plans =
-            RegistryPlans::new(registry.clone(), routes::HandlerSettings::from_config(config, inngest.as_ref()));
+        let plans = RegistryPlans::new(
+            registry.clone(),
+            routes::HandlerSettings::from_config(config, inngest.as_ref()),
+            engine.clone(),
+        );
+        let running = engine.clone().run(stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
         let settings = drainer_settings(config, &options);
         let drainer = Drainer::new(bus.clone(), settings.clone(), Arc::new(plans));
         watchdog::start(
@@ -182,16 +207,24 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     let mut served = None;
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
-        let admission = admission(config, &bus, &registry, is_inngest_served);
+        let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
+        let admission = Admission::new(Arc::new(appender), Arc::new(routes));
         let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
         served = Some(gateway.clone());
-        let readiness = readiness(&bus, vitals, config, stop.clone());
-        let parts =
-            server::Parts { gateway, event_api: EventApi::new(event_api_settings(config), admission), readiness };
-        let (router, stop) = (server::router(parts), stop.clone());
-        tasks.spawn(
-            async move { server::serve(listener, router, stop, Duration::from_secs(5)).await.map_err(Error::from) },
-        );
+        let readiness = readiness(&bus, vitals, &functions, config, stop.clone());
+        let parts = server::Parts {
+            gateway,
+            event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
+            facade: Some(Facade::new(engine.clone(), config.webhook.trusted_proxies.clone())),
+            readiness,
+        };
+        let router = server::router(parts);
+        for listener in [Some(listener), sdk_port(config).await].into_iter().flatten() {
+            let (router, stop) = (router.clone(), stop.clone());
+            tasks.spawn(async move {
+                server::serve(listener, router, stop, Duration::from_secs(5)).await.map_err(Error::from)
+            });
+        }
     }
     let reload = reload::Reload {
         config: config.clone(),
@@ -247,12 +280,47 @@ async fn signals(stop: CancellationToken, at_once: CancellationToken) {
     }
 }
 
-/// What emitters use, in this process and in commands.
-#[must_use]
-pub fn admission(config: &Config, bus: &Bus, registry: &RegistryHandle, is_inngest_served: bool) -> Admission {
+/// The port where SDK apps look for a dev server, while nobody else has it.
+async fn sdk_port(config: &Config) -> Option<tokio::net::TcpListener> {
+    let port = config.functions.port;
+    if port == 0 || port == config.server.port {
+        return None;
+    }
+    match server::bind(SocketAddr::new(config.server.bind, port)).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(port, error = %chain(&error), "SDK apps must be told where this server is: INNGEST_PORT is taken");
+            None
+        }
+    }
+}
+
+/// What commands that emit use.
+pub async fn admission(config: &Config, bus: &Bus, registry: &RegistryHandle, is_inngest_served: bool) -> Admission {
     let appender = Appender::start(bus, append_settings(config));
-    let routes = AdmissionRoutes { registry: registry.clone(), is_inngest_served };
+    let functions = Functions::new(bus.clone());
+    // Only the mark `unrouted` depends on it.
+    let _ = functions.refresh().await;
+    let routes = AdmissionRoutes { registry: registry.clone(), functions, is_inngest_served };
     Admission::new(Arc::new(appender), Arc::new(routes))
+}
+
+/// Limits and keys of the engine.
+pub fn engine_settings(config: &Config) -> Result<engine::Settings, crate::config::Error> {
+    let own = &config.functions;
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let alias =
+        |text: &String| text.split_once('=').map(|(name, host)| (name.trim().to_owned(), host.trim().to_owned()));
+    Ok(engine::Settings {
+        keys: Keys::new(config.inngest.signing_key.clone(), config.inngest.signing_key_fallback.clone())?,
+        call_timeout: own.call_timeout,
+        retry_interval: own.retry_interval,
+        limits: Limits { steps: own.max_steps, state_bytes: own.max_state_bytes },
+        keep: Keep { done_ms: ms(own.retain), failed_ms: ms(own.retain_failed) },
+        sync_interval: own.sync_interval,
+        app_urls: own.app_urls.clone(),
+        host_aliases: own.host_aliases.iter().filter_map(alias).collect(),
+    })
 }
 
 /// Limits and durability of appends.
@@ -282,6 +350,7 @@ fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
     let low_share = (own.low_share * 100.0).clamp(0.0, 50.0) as u8;
     drainer::Settings {
         concurrency: own.concurrency,
+        calls: config.functions.calls,
         interval: own.interval,
         lease: own.lease,
         stall_after: own.stall_after,
@@ -324,12 +393,34 @@ fn gateway_settings(config: &Config) -> GatewaySettings {
 
 fn event_api_settings(config: &Config) -> EventApiSettings {
     EventApiSettings {
-        keys: config.inngest.event_key.iter().cloned().collect(),
+        keys: event_keys(config),
+        is_keyed: config.inngest.signing_key.is_some(),
         max_event_bytes: config.queue.max_event_bytes,
         append_timeout: config.webhook.append_timeout,
         trusted_proxies: config.webhook.trusted_proxies.clone(),
         ..EventApiSettings::default()
     }
+}
+
+/// Whether every app was found to serve what is registered.
+async fn agreement(functions: &Functions) -> Result<(), String> {
+    let known = functions.load().await.map_err(|error| chain(&error))?;
+    let wrong: Vec<String> = known
+        .apps
+        .iter()
+        .filter_map(|(name, record)| {
+            let problem = record.health.as_ref()?.problem.as_ref()?;
+            Some(format!("{name}: {problem}"))
+        })
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+/// INNGEST_EVENT_KEY is a list.
+fn event_keys(config: &Config) -> Vec<secrecy::SecretString> {
+    let Some(keys) = &config.inngest.event_key else { return Vec::new() };
+    let keys = keys.expose_secret().split(',').map(str::trim).filter(|key| !key.is_empty());
+    keys.map(secrecy::SecretString::from).collect()
 }
 
 fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
@@ -341,11 +432,22 @@ fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
     Ok(HashMap::from([("github".to_owned(), Secrets::new(current, previous))]))
 }
 
-fn readiness(bus: &Bus, vitals: Option<Arc<Vitals>>, config: &Config, stop: CancellationToken) -> Readiness {
+fn readiness(
+    bus: &Bus,
+    vitals: Option<Arc<Vitals>>,
+    functions: &Functions,
+    config: &Config,
+    stop: CancellationToken,
+) -> Readiness {
+    let functions = functions.clone();
     let ping = bus.clone();
     let readiness = Readiness::new(stop).with("redis", move || {
         let bus = ping.clone();
         async move { bus.now_ms().await.map(drop).map_err(|error| chain(&error)) }
+    });
+    let readiness = readiness.with("apps", move || {
+        let functions = functions.clone();
+        async move { agreement(&functions).await }
     });
     let Some(vitals) = vitals else { return readiness };
     let limit = config.drainer.stall_after;

@@ -6,11 +6,17 @@ use std::time::Duration;
 
 use crate::config::{Config, ExternalInngest, NamedSecrets};
 use crate::drainer::handlers::Handler;
+use crate::drainer::handlers::both::Both;
 use crate::drainer::handlers::command::{CommandHandler, CommandSpec};
 use crate::drainer::handlers::http::{HttpHandler, HttpOptions};
 use crate::drainer::handlers::inngest::{InngestHandler, InngestServer};
 use crate::drainer::handlers::local::LocalFunctions;
 use crate::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
+use crate::drainer::scheduler::Slots;
+use crate::functions;
+use crate::functions::engine::{Engine, EventHandler, WorkHandler};
+use crate::functions::registry::INTERNAL;
+use crate::functions::store::WORK;
 use crate::ingest::admission::{Route, Routes};
 use crate::registry::Registry;
 use crate::registry::entry::{Backoff, Entry, HandlerSpec};
@@ -21,11 +27,18 @@ use crate::streams::json::JsonObject;
 /// Longest delay between attempts unless an entry says otherwise (QUEUE_DRAIN_FAILURE_BACKOFF_MS doubles up to it).
 const MAX_BACKOFF: Duration = Duration::from_secs(600);
 
-/// What admission asks of the registry.
+/// How long a work item may be under way: it ends with its run, and each of its calls has its own limit.
+const WORK_TIMEOUT: Duration = Duration::from_secs(365 * 86_400);
+/// Longest delay of a work item that Redis kept from going on.
+const WORK_BACKOFF: Duration = Duration::from_secs(5);
+
+/// What admission asks of the registries.
 #[derive(Debug, Clone)]
 pub struct AdmissionRoutes {
     /// The table in force.
     pub registry: RegistryHandle,
+    /// Functions that events trigger.
+    pub functions: functions::registry::Registry,
     /// An `inngest` handler has somewhere to send to.
     pub is_inngest_served: bool,
 }
@@ -33,12 +46,19 @@ pub struct AdmissionRoutes {
 impl Routes for AdmissionRoutes {
     fn route(&self, family: &Family, source: &str, data: &JsonObject) -> Route {
         let registry = self.registry.current();
-        let Some(entry) = registry.lookup(family) else { return Route::default() };
+        let functions = self.functions.current();
+        let Some(entry) = registry.lookup(family) else {
+            return Route { is_routed: functions.wants(family.as_str()), ..Route::default() };
+        };
+        let has_handler = match &entry.handler {
+            HandlerSpec::Inngest { target } => self.is_inngest_served || functions.wants(target.as_str()),
+            _ => true,
+        };
         Route {
             priority: entry.priority,
             dedup_window: entry.dedup_window,
             dedup_key: entry.dedup_key.as_ref().and_then(|key| key.derive(family, source, data)),
-            is_routed: self.is_inngest_served || !matches!(entry.handler, HandlerSpec::Inngest { .. }),
+            is_routed: has_handler,
         }
     }
 }
@@ -65,6 +85,7 @@ pub struct RegistryPlans {
     registry: RegistryHandle,
     settings: HandlerSettings,
     locals: LocalFunctions,
+    engine: Engine,
     built: Mutex<Built>,
 }
 
@@ -76,10 +97,61 @@ struct Built {
 }
 
 impl RegistryPlans {
-    /// Plans from `registry`.
+    /// Plans from `registry`, with functions run by `engine`.
     #[must_use]
-    pub fn new(registry: RegistryHandle, settings: HandlerSettings) -> Self {
-        Self { registry, settings, locals: LocalFunctions::builtin(), built: Mutex::default() }
+    pub fn new(registry: RegistryHandle, settings: HandlerSettings, engine: Engine) -> Self {
+        Self { registry, settings, locals: LocalFunctions::builtin(), engine, built: Mutex::default() }
+    }
+
+    /// The plan of a function's work items.
+    fn work(&self, family: &Family) -> FamilyPlan {
+        let functions = self.engine.registry().current();
+        let function = family.as_str().strip_prefix(WORK).and_then(|name| functions.function(name));
+        FamilyPlan {
+            handler: Some(Arc::new(WorkHandler::new(self.engine.clone()))),
+            unrouted_because: None,
+            concurrency: function.and_then(|function| function.concurrency()).unwrap_or(u32::MAX),
+            weight: 1,
+            ordered: false,
+            rate_per_s: None,
+            timeout: WORK_TIMEOUT,
+            max_age: None,
+            // Attempts of functions are the engine's; these are of work items that Redis kept from going on.
+            retry: RetryPolicy {
+                attempts: u32::MAX,
+                initial: Duration::from_millis(200),
+                multiplier: 2.0,
+                max: WORK_BACKOFF,
+                full_jitter: true,
+            },
+            slots: Slots::Calls,
+        }
+    }
+
+    /// The handler of an event that functions or the engine want, before what the registry names.
+    fn with_functions(
+        &self,
+        family: &Family,
+        entry: Option<&Entry>,
+        own: Result<Arc<dyn Handler>, String>,
+    ) -> Result<Arc<dyn Handler>, String> {
+        let target = match entry.map(|entry| &entry.handler) {
+            Some(HandlerSpec::Inngest { target }) => target.clone(),
+            _ => family.clone(),
+        };
+        if !self.engine.registry().current().wants(target.as_str()) {
+            let is_for_functions =
+                matches!(entry.map(|entry| &entry.handler), Some(HandlerSpec::Inngest { .. }) | None);
+            return match own {
+                Err(_) if is_for_functions => Err(format!("no registry entry and no function wants `{target}`")),
+                own => own,
+            };
+        }
+        let events: Arc<dyn Handler> = Arc::new(EventHandler::new(self.engine.clone(), target));
+        Ok(match own {
+            Ok(own) if !family.as_str().starts_with(INTERNAL) => Arc::new(Both::new(events, own)),
+            _ => events,
+        })
     }
 
     /// The entry's handler, or why this process has none. `table` is the one that `entry` is of: a handler built for it
@@ -133,12 +205,18 @@ impl RegistryPlans {
 
 impl Plans for RegistryPlans {
     fn plan(&self, family: &Family) -> FamilyPlan {
+        if family.as_str().starts_with(WORK) {
+            return self.work(family);
+        }
         let registry = self.registry.current();
         let entry = registry.lookup(family);
-        let (handler, unrouted_because) = match entry.map(|entry| self.handler(&registry, entry)) {
-            Some(Ok(handler)) => (Some(handler), None),
-            Some(Err(reason)) => (None, Some(reason)),
-            None => (None, Some("no registry entry names it".to_owned())),
+        let own = match entry {
+            Some(entry) => self.handler(&registry, entry),
+            None => Err("no registry entry names it".to_owned()),
+        };
+        let (handler, unrouted_because) = match self.with_functions(family, entry, own) {
+            Ok(handler) => (Some(handler), None),
+            Err(reason) => (None, Some(reason)),
         };
         let default_timeout = match entry.map(|entry| &entry.handler) {
             Some(HandlerSpec::Inngest { .. }) => self.settings.send_timeout,
@@ -157,11 +235,12 @@ impl Plans for RegistryPlans {
                 entry.map_or(&Backoff::default(), |entry| &entry.backoff),
                 entry.and_then(|entry| entry.attempts),
             ),
+            slots: Slots::Handlers,
         }
     }
 
     fn version(&self) -> u64 {
-        self.registry.version()
+        self.registry.version().wrapping_mul(1 << 32).wrapping_add(self.engine.registry().version())
     }
 
     fn hash(&self) -> String {

@@ -43,6 +43,8 @@ const CALL_PX: u64 = 600_000;
 pub struct NewEvent {
     /// Supplied by the caller; `None` lets the appender make a UUIDv7. Supplied ids are remembered for at least 24 h.
     pub id: Option<String>,
+    /// The id was drawn for this event alone, so there is nothing to remember.
+    pub id_is_fresh: bool,
     /// The event name.
     pub name: Family,
     /// Who emits.
@@ -77,6 +79,7 @@ impl NewEvent {
     pub fn new(name: Family, source: impl Into<String>, data: JsonObject) -> Self {
         Self {
             id: None,
+            id_is_fresh: false,
             name,
             source: source.into(),
             ts: None,
@@ -363,8 +366,9 @@ impl Appender {
 
 fn encode_one(index: usize, event: NewEvent, own_id: uuid::Uuid, now: i64, limit: usize) -> Result<Encoded, Error> {
     use sha2::Digest as _;
-    let supplied_id = event.id.is_some();
-    let id = event.id.unwrap_or_else(|| own_id.to_string());
+    let own_id = event.id.is_none().then_some(own_id);
+    let supplied_id = event.id.is_some() && !event.id_is_fresh;
+    let id = event.id.or_else(|| own_id.map(|id| id.to_string())).unwrap_or_default();
     let px = |window: Duration| window.as_millis().max(1);
     let dedup = event.dedup_key.clone().zip(event.dedup_window).map(|(key, window)| (key, px(window)));
     let data_hash =
@@ -392,7 +396,7 @@ fn encode_one(index: usize, event: NewEvent, own_id: uuid::Uuid, now: i64, limit
         lane,
         source,
         id,
-        own_id: (!supplied_id).then_some(own_id),
+        own_id,
         supplied_id,
         bytes: bytes.into(),
         dedup,

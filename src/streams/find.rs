@@ -8,8 +8,10 @@ use std::collections::HashSet;
 use super::bus::Bus;
 use super::complete::DeadRecord;
 use super::entry_id::EntryId;
+use super::envelope::Envelope;
 use super::family::Family;
 use super::lane::Lane;
+use super::public_id::public_id;
 use super::redis::Error;
 use super::rows::{CHUNK, Row, convert, score_ms};
 
@@ -93,6 +95,13 @@ impl Bus {
         }
         found.cut |= exact.cut;
         Ok(found)
+    }
+
+    /// The ULID by which the event API knows the entry at this place.
+    pub async fn stored_public_id(&self, lane: &Lane, entry: EntryId) -> Result<Option<String>, Error> {
+        let row = self.row(&self.keys.lane(lane), entry).await?;
+        let envelope = row.and_then(|row| Envelope::decode(row.envelope()).ok());
+        Ok(envelope.map(|envelope| public_id(&envelope, entry)))
     }
 
     async fn find_entry(&self, lanes: &[Lane], id: EntryId) -> Result<Found, Error> {

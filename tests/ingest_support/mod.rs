@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use system_bus::ingest::admission::{Admission, Append, Route, Routes};
-use system_bus::ingest::event_api::{EventApi, EventApiSettings};
+use system_bus::ingest::event_api::{EventApi, EventApiSettings, PublicIds};
 use system_bus::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
 use system_bus::server::{self, Parts, health::Readiness};
 use system_bus::streams::append::{self, Appended, DuplicateBy, Durability, NewEvent};
@@ -82,6 +82,15 @@ impl Append for Memory {
     }
 }
 
+impl PublicIds for Memory {
+    fn public_id(&self, _: Lane, entry: EntryId) -> BoxFuture<'_, Option<String>> {
+        let event = self.events().get(usize::try_from(entry.seq).unwrap()).cloned();
+        let meta = event.as_ref().and_then(|event| event.meta.as_ref()).map(JsonObject::to_value);
+        let beside = meta.and_then(|meta| meta["ulid"].as_str().map(str::to_owned));
+        Box::pin(async move { beside.or_else(|| event?.id) })
+    }
+}
+
 /// Everything is routed at P2 with no window.
 struct AnyRoute;
 
@@ -105,7 +114,8 @@ impl Server {
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
             gateway: Gateway::new(gateway, secrets, admission.clone()),
-            event_api: EventApi::new(event_api, admission),
+            event_api: EventApi::new(event_api, admission, memory.clone()),
+            facade: None,
             readiness: Readiness::new(cancel.clone()),
         });
         let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();

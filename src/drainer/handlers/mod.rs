@@ -4,6 +4,7 @@
 //! acknowledgement are decided by the drainer from the outcome.
 
 pub mod answer;
+pub mod both;
 mod client;
 pub mod command;
 pub mod http;

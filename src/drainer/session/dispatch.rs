@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::handlers::{Dispatch, Handler, Outcome};
 use super::super::plan::FamilyPlan;
-use super::super::scheduler::Picked;
+use super::super::scheduler::{Picked, Slots};
 use crate::streams::envelope::Envelope;
 use crate::streams::lease::{Failures, Leased};
 use crate::streams::records::{DispatchRow, PackedId};
@@ -98,7 +98,8 @@ impl Session {
         };
         let retry = plan.retry.clone();
         let started = Instant::now();
-        let flight = InFlight { lane, leased, handler: handler.clone(), started, row, retry, cancel };
+        let slots = plan.slots;
+        let flight = InFlight { lane, leased, handler: handler.clone(), started, row, retry, cancel, slots };
         if at_once {
             let outcome = run_in_place(&*handler, dispatch);
             self.end(token, flight, outcome);
@@ -107,6 +108,7 @@ impl Session {
         self.vitals.dispatch_begins(token, flight.leased.id, plan.timeout);
         self.shared.handlers.spawn(run(handler, dispatch, token, self.events.clone()));
         self.started_records_at.get_or_insert(started + WORTH_A_RECORD);
+        self.calls += usize::from(slots == Slots::Calls);
         self.in_flight.insert(token, flight);
     }
 

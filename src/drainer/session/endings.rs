@@ -1,7 +1,7 @@
 //! How dispatches end: acknowledged, retried, dead, handed back.
 
 use super::super::handlers::{Handler, Outcome};
-use super::super::scheduler::Picked;
+use super::super::scheduler::{Picked, Slots};
 use crate::streams::complete::{Completion, DeadRecord, Ending};
 use crate::streams::entry_id::EntryId;
 use crate::streams::envelope::Envelope;
@@ -15,6 +15,7 @@ impl Session {
     pub(super) fn finish(&mut self, token: u64, outcome: Outcome) {
         self.vitals.dispatch_ended(token);
         if let Some(flight) = self.in_flight.remove(&token) {
+            self.calls -= usize::from(flight.slots == Slots::Calls);
             self.end(token, flight, outcome);
         }
     }

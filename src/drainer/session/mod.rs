@@ -34,7 +34,7 @@ use super::housekeeping::{Control, Tick};
 use super::outbox::{Flushed, Outbox};
 use super::plan::{FamilyPlan, Plans, RetryPolicy};
 use super::reader::{Answer, Reader, Which};
-use super::scheduler::{Picked, Scheduler};
+use super::scheduler::{Picked, Scheduler, Slots};
 use super::vitals::Vitals;
 use super::{Settings, Shared};
 use crate::streams::bus::Bus;
@@ -122,6 +122,7 @@ struct InFlight {
     row: DispatchRow,
     retry: RetryPolicy,
     cancel: CancellationToken,
+    slots: Slots,
 }
 
 /// The loop's state.
@@ -136,6 +137,8 @@ pub struct Session {
     plan_of: HashMap<Family, FamilyPlan>,
     scheduler: Scheduler<Leased>,
     in_flight: HashMap<u64, InFlight>,
+    /// Of those, calls of functions.
+    calls: usize,
     next_token: u64,
     outbox: Outbox,
     wait_reader: Reader,
@@ -201,6 +204,7 @@ impl Session {
             id,
             plan_of: HashMap::new(),
             in_flight: HashMap::new(),
+            calls: 0,
             next_token: 0,
             outbox: Outbox::default(),
             waited_for: Vec::new(),
@@ -288,7 +292,8 @@ impl Session {
         // A turn is bounded, so that reads are asked for while the rest of the heads is being worked on.
         self.turn_is_cut = true;
         for _ in 0..TURN {
-            let has_room = self.in_flight.len() < self.settings.concurrency && self.outbox.pending() < 4096;
+            self.tell_free_slots();
+            let has_room = self.outbox.pending() < 4096;
             let picked = if has_room && self.alone.is_empty() { self.scheduler.pick(now) } else { None };
             let Some(picked) = picked else {
                 self.turn_is_cut = false;
@@ -302,6 +307,16 @@ impl Session {
         {
             self.quarantine(picked);
         }
+    }
+
+    fn tell_free_slots(&mut self) {
+        self.scheduler.set_full(Slots::Handlers, self.handlers_in_flight() >= self.settings.concurrency);
+        self.scheduler.set_full(Slots::Calls, self.calls >= self.settings.calls);
+    }
+
+    /// Dispatches of events in flight.
+    fn handlers_in_flight(&self) -> usize {
+        self.in_flight.len().saturating_sub(self.calls)
     }
 
     fn may_start(&self) -> bool {

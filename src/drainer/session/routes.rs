@@ -33,6 +33,7 @@ impl Session {
             weight: plan.weight,
             ordered: plan.ordered,
             rate_per_s: plan.rate_per_s,
+            slots: plan.slots,
         };
         self.scheduler.set_limits(family, limits);
         if plan.ordered {

@@ -125,7 +125,7 @@ impl Session {
 
     /// Gives back what has waited a second for a slot while another drainer has some free.
     pub(super) fn hand_back_stale(&mut self) {
-        if self.shared.others_have_room() && self.in_flight.len() >= self.settings.concurrency {
+        if self.shared.others_have_room() && self.handlers_in_flight() >= self.settings.concurrency {
             let before = self.now_ms().saturating_sub(1000);
             for (lane, head) in self.scheduler.take_stale(before) {
                 self.hand_back(&lane, &head.item);
@@ -134,7 +134,7 @@ impl Session {
     }
 
     pub(super) fn details(&self) -> String {
-        let free = self.settings.concurrency.saturating_sub(self.in_flight.len() + self.scheduler.heads());
+        let free = self.settings.concurrency.saturating_sub(self.handlers_in_flight() + self.scheduler.heads());
         self.shared.details(self.in_flight.len(), free, &self.plans.hash())
     }
 

@@ -84,7 +84,7 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let registry = registry(context)?;
     let bus = bus_to_change(context).await?;
-    let admission = service::admission(&context.config, &bus, &registry, is_inngest_served(context));
+    let admission = service::admission(&context.config, &bus, &registry, is_inngest_served(context)).await;
     match &args.bulk {
         Some(path) => bulk(args, path, &bus, &admission, context).await,
         None => one(args, &bus, &admission, context).await,

@@ -1,0 +1,97 @@
+//! Checkpointing: an SDK reports steps while its call goes on (protocol section A9).
+//!
+//! A value is stored for the generation that the call was begun with; another worker owning the thread is 409, upon
+//! which the SDK stops. Attempts start anew after a stored step.
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::engine::call::Ticket;
+use super::super::engine::ops::Op;
+use super::super::store::{Advance, Advanced, Guard, history};
+use super::{BODY_MAX, Facade, Problem};
+use crate::streams::records::Fact;
+
+/// Largest value of one step, bytes.
+const OUTPUT_MAX: usize = 4 << 20;
+
+pub(super) fn routes() -> Router<Facade> {
+    Router::new()
+        .route("/v1/checkpoint/{run}/async", post(asynchronous))
+        .route("/v1/http/runs/{run}/async", post(asynchronous))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+}
+
+#[derive(Debug, Deserialize)]
+struct Report {
+    #[serde(default)]
+    qi_id: String,
+    #[serde(default)]
+    generation_id: Option<u64>,
+    #[serde(default)]
+    steps: Vec<Op>,
+}
+
+async fn asynchronous(
+    State(facade): State<Facade>,
+    Path(run): Path<String>,
+    body: Bytes,
+) -> Result<axum::Json<Value>, Problem> {
+    let report: Report =
+        serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
+    let Some((owner, thread)) = Ticket::read(&report.qi_id).filter(|(owner, _)| *owner == run) else {
+        return Err(Problem::bad("qi_id names no call of this run"));
+    };
+    let engine = facade.engine();
+    let stale = || Problem::new(StatusCode::CONFLICT, "another worker took over this call, or the run has ended");
+    let generation = match report.generation_id {
+        Some(generation) => generation,
+        None => current_generation(engine, &run, &thread).await?.ok_or_else(stale)?,
+    };
+    let guard = Guard::Thread { thread: &thread, generation, entry: None };
+    let settings = engine.settings();
+    let mut advance = Advance::new(&owner, guard, settings.limits, settings.keep.done_ms);
+    advance.checkpoint();
+    for op in &report.steps {
+        let value = match op.op.as_str() {
+            "StepRun" => format!(r#"{{"data":{}}}"#, op.result()),
+            "Step" => op.result().to_owned(),
+            "StepPlanned" | "DeferAdd" | "DeferAbort" => continue,
+            other => return Err(Problem::bad(format!("cannot checkpoint async steps: {other}"))),
+        };
+        if value.len() > OUTPUT_MAX {
+            let error = format!(
+                "the output of step `{}` is {} bytes; at most {OUTPUT_MAX} are allowed",
+                op.label(),
+                value.len()
+            );
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error).code("output_too_large"));
+        }
+        let note = history::step_completed(&op.id, op.label(), &op.op, 0, op.times(), false);
+        advance.memo(&op.id, value, note);
+        advance.fact(
+            Fact::new("functions", "function.step.completed").with("runId", run.clone()).with("step", op.label()),
+        );
+    }
+    match engine.runs().advance(advance).await? {
+        Advanced::On { .. } => Ok(axum::Json(json!({}))),
+        Advanced::Limit(which) => {
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the run's limit of {which} is reached")))
+        }
+        _ => Err(stale()),
+    }
+}
+
+async fn current_generation(
+    engine: &super::super::engine::Engine,
+    run: &str,
+    thread: &str,
+) -> Result<Option<u64>, Problem> {
+    let live = engine.runs().live(run).await?;
+    Ok(live.get(&format!("t:{thread}")).and_then(|state| state.split('|').nth(1)?.parse().ok()))
+}

@@ -1,0 +1,143 @@
+//! Events over REST: the latest, one, and the runs that one started (protocol section A17); invoke and signals.
+
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::ids;
+use super::super::store::Run;
+use super::event_log::{self, Stored, Wanted};
+use super::{Facade, Problem, enveloped, iso, runs};
+
+/// Events in one answer at most.
+const PAGE_MAX: usize = 1_000;
+
+pub(super) fn routes() -> Router<Facade> {
+    Router::new()
+        .route("/v1/events", get(latest))
+        .route("/v1/events/{id}", get(one))
+        .route("/v1/events/{id}/runs", get(started))
+        .route("/v1/signals", post(signal))
+        .route("/invoke/{*slug}", post(invoke))
+}
+
+/// An event as the REST API shows it.
+#[must_use]
+pub fn shown(stored: &Stored) -> Value {
+    let event = &stored.event.value;
+    let mut shown = json!({
+        "internal_id": stored.event.public_id,
+        "id": stored.envelope.id,
+        "name": stored.envelope.name.as_str(),
+        "data": event["data"],
+        "user": event["user"],
+        "ts": stored.envelope.ts,
+        "received_at": iso(stored.entry.ms),
+        "source": stored.envelope.source,
+    });
+    if !event["v"].is_null() {
+        shown["v"] = event["v"].clone();
+    }
+    shown
+}
+
+#[derive(Debug, Deserialize)]
+struct List {
+    limit: Option<usize>,
+    cursor: Option<String>,
+    name: Option<String>,
+    received_after: Option<String>,
+    received_before: Option<String>,
+}
+
+async fn latest(State(facade): State<Facade>, Query(list): Query<List>) -> Result<axum::Json<Value>, Problem> {
+    let time = |field: &str, text: Option<&String>| match text {
+        None => Ok(None),
+        Some(text) => chrono::DateTime::parse_from_rfc3339(text)
+            .ok()
+            .and_then(|at| u64::try_from(at.timestamp_millis()).ok())
+            .map(Some)
+            .ok_or_else(|| Problem::bad(format!("{field}: `{text}` is no RFC 3339 date"))),
+    };
+    let cursor = match &list.cursor {
+        Some(cursor) => {
+            let id = ids::parse(cursor).ok_or_else(|| Problem::bad("cursor: an event's internal_id is expected"))?;
+            Some(id.timestamp_ms())
+        }
+        None => None,
+    };
+    let wanted = Wanted {
+        name: list.name,
+        since_ms: time("received_after", list.received_after.as_ref())?,
+        until_ms: cursor.or(time("received_before", list.received_before.as_ref())?),
+        limit: list.limit.unwrap_or(20).clamp(1, PAGE_MAX),
+        ..Wanted::default()
+    };
+    let found = event_log::latest(facade.engine().runs().bus(), &wanted).await?;
+    Ok(enveloped(found.iter().map(shown).collect()))
+}
+
+async fn find(facade: &Facade, id: &str) -> Result<Option<Stored>, Problem> {
+    Ok(event_log::find(facade.engine().runs().bus(), id).await?)
+}
+
+async fn one(State(facade): State<Facade>, Path(id): Path<String>) -> Result<axum::Json<Value>, Problem> {
+    let stored = find(&facade, &id).await?.ok_or_else(|| Problem::missing(format!("there is no event {id}")))?;
+    Ok(enveloped(shown(&stored)))
+}
+
+async fn started(State(facade): State<Facade>, Path(id): Path<String>) -> Result<axum::Json<Value>, Problem> {
+    let public = match ids::parse(&id) {
+        Some(ulid) => ulid.to_string(),
+        None => match find(&facade, &id).await? {
+            Some(stored) => stored.event.public_id,
+            None => return Ok(enveloped(json!([]))),
+        },
+    };
+    let found = runs_of(&facade, &public).await?;
+    Ok(enveloped(found.iter().map(runs::shown).collect()))
+}
+
+/// The runs of an event. Their ids follow from event and function, so nothing has to be indexed.
+pub async fn runs_of(facade: &Facade, public_id: &str) -> Result<Vec<Run>, Problem> {
+    let registry = facade.engine().registry().load().await?;
+    let ids: Vec<String> =
+        registry.functions.values().map(|function| ids::run_id(function.id, public_id, "")).collect();
+    let mut found = facade.engine().runs().runs(&ids).await?;
+    found.sort_by_key(|run| run.queued_ms);
+    Ok(found)
+}
+
+#[derive(Debug, Deserialize)]
+struct Signal {
+    signal: String,
+    #[serde(default)]
+    data: Value,
+}
+
+async fn signal(State(facade): State<Facade>, body: Bytes) -> Result<axum::Json<Value>, Problem> {
+    let sent: Signal =
+        serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
+    match facade.engine().signal(&sent.signal, &sent.data).await? {
+        Some(run) => Ok(enveloped(json!({"run_id": run}))),
+        None => Err(Problem::missing("No signal found")),
+    }
+}
+
+async fn invoke(
+    State(facade): State<Facade>,
+    Path(slug): Path<String>,
+    body: Bytes,
+) -> Result<axum::Json<Value>, Problem> {
+    let sent: Value = match body.is_empty() {
+        true => json!({}),
+        false => {
+            serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?
+        }
+    };
+    let id = facade.engine().invoke(&slug, sent.get("data").cloned().unwrap_or_default()).await?;
+    Ok(axum::Json(json!({"id": id, "status": 200})))
+}

@@ -1,0 +1,366 @@
+//! Runs as Redis holds them: creating, taking up, advancing, ending, and reading them back.
+//!
+//! | key (after the tag) | type | holds |
+//! |---|---|---|
+//! | `:fn:run:<run>` | hash | function, events, status, times, output |
+//! | `:fn:steps:<run>` | hash | step hash → memoized value |
+//! | `:fn:stack:<run>` | list | step hashes in the order of completion |
+//! | `:fn:live:<run>` | hash | what keeps the run going; gone at its end |
+//! | `:fn:log:<run>` | stream | history |
+//! | `:fn:timers` | zset | `s\|<run>\|<step>` sleep or timeout, `t\|<run>\|<thread>` retry, `S`, `F` start and finish timeout → when, ms |
+//! | `:fn:wait:<event>` | hash | `<run>\|<step>` or `<run>\|c:<n>` → [`Wait`] |
+//! | `:fn:signals` | hash | signal → `<run>\|<step>` |
+//! | `:fn:runs`, `:fn:runs:st:<status>`, `:fn:runs:fn:<slug>` | zset | runs by creation, ms |
+//!
+//! # Invariants
+//! 1. Every advance of a run is one script: value, follow-up work, timers, history and journal agree.
+//! 2. A step's first value stands; a run ends once.
+//! 3. A run that has not ended has a live work item, a timer or a wait; [`Runs::reconcile`] finds one that has not.
+
+mod advance;
+pub mod history;
+mod read;
+pub mod scripts;
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::streams::bus::Bus;
+use crate::streams::family::Family;
+use crate::streams::journal;
+use crate::streams::lane::Lane;
+use crate::streams::priority::Priority;
+use crate::streams::records::{Fact, Record};
+use crate::streams::redis::{Error, ScriptCall};
+
+pub use advance::{Advance, Advanced, End, Guard};
+pub use read::{Ending, Filter, Page, Run, Status};
+
+/// Families that hold work items instead of events: `inngest/fn:<slug>`.
+pub const WORK: &str = "inngest/fn:";
+
+/// The family of a function's work items.
+#[must_use]
+pub fn work_family(slug: &str, id: uuid::Uuid) -> Family {
+    let readable = format!("{WORK}{slug}").parse();
+    // A slug outside the alphabet of names is stood in for by the id, which is within it.
+    readable.or_else(|_| format!("{WORK}{id}").parse()).unwrap_or_else(|_| fallback_family())
+}
+
+fn fallback_family() -> Family {
+    // The literal is a valid name; a test holds it to that.
+    #[allow(clippy::expect_used)]
+    "inngest/fn:unnamed".parse().expect("a valid name")
+}
+
+/// How long ended runs stay.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// Completed, cancelled and skipped runs, ms.
+    pub done_ms: u64,
+    /// Failed runs, ms.
+    pub failed_ms: u64,
+}
+
+/// Limits of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Steps.
+    pub steps: u32,
+    /// Bytes of memoized values.
+    pub state_bytes: u64,
+}
+
+/// A run to create.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// Its id.
+    pub id: String,
+    /// Function slug.
+    pub function: String,
+    /// Function id.
+    pub function_id: uuid::Uuid,
+    /// App name.
+    pub app: String,
+    /// Where its work items go.
+    pub lane: Lane,
+    /// Its events as JSON array.
+    pub events: String,
+    /// Their public ids.
+    pub event_ids: Vec<String>,
+    /// `<parent run>.<step hash>` of an invoked run.
+    pub correlation: Option<String>,
+    /// `event`, `invoke`, `rerun`.
+    pub cause: &'static str,
+    /// Cancelled when not started within, ms.
+    pub start_timeout_ms: Option<u64>,
+    /// Cancelled when not ended within, after its start, ms.
+    pub finish_timeout_ms: Option<u64>,
+    /// Events that cancel it, with what the index of waits holds for each.
+    pub cancels: Vec<(String, Wait)>,
+}
+
+/// What a run waits for, as the index of waits holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Wait {
+    /// Condition in which only `async` is left to look at.
+    #[serde(default, rename = "if", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// Only events that arrived at or after this count, ms.
+    pub since_ms: u64,
+    /// Only events that arrived before this count, ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<u64>,
+}
+
+/// A thread taken up: everything that the call of its function needs.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    /// Redis's clock, ms.
+    pub now_ms: u64,
+    /// `d` for a discovery, else the step hash of a targeted call.
+    pub thread: String,
+    /// From 0.
+    pub attempt: u32,
+    /// Rises with every begin of this thread.
+    pub generation: u64,
+    /// Step hashes in the order of completion.
+    pub stack: Vec<String>,
+    /// Step hash → memoized value, JSON text.
+    pub steps: HashMap<String, String>,
+    /// The run.
+    pub run: Run,
+}
+
+/// What looking after a run found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reconciled {
+    /// It has ended.
+    Ended,
+    /// Something will bring it on.
+    Going,
+    /// Nothing would have; its work was queued again.
+    Repaired,
+    /// Repaired too often.
+    Lost,
+}
+
+/// Runs in Redis. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Runs {
+    bus: Bus,
+}
+
+impl Runs {
+    /// Runs over `bus`.
+    #[must_use]
+    pub const fn new(bus: Bus) -> Self {
+        Self { bus }
+    }
+
+    /// The bus below.
+    #[must_use]
+    pub const fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}:fn:{name}", self.bus.keys.tag())
+    }
+
+    fn call<'a>(&self, script: &'a crate::streams::scripts::Script, records: &[Record]) -> ScriptCall<'a> {
+        let blob = if records.is_empty() { Vec::new() } else { journal::encode(records) };
+        ScriptCall::new(script).key(self.bus.keys.journal()).arg(self.bus.keys.tag()).arg(blob)
+    }
+
+    /// Creates runs; true for each that is new. One that exists already is left as it is.
+    pub async fn start(&self, runs: &[NewRun]) -> Result<Vec<bool>, Error> {
+        let records: Vec<Record> = runs
+            .iter()
+            .map(|run| {
+                let fact = Fact::new("functions", "function.run.queued")
+                    .event(run.event_ids.first().cloned().unwrap_or_default())
+                    .with("runId", run.id.clone())
+                    .with("function", run.function.clone())
+                    .with("cause", run.cause);
+                Record::Fact(fact)
+            })
+            .collect();
+        let mut call = self.call(&scripts::START, &records).number(runs.len());
+        let ms = |value: Option<u64>| value.map(|ms| ms.to_string()).unwrap_or_default();
+        for run in runs {
+            for part in [
+                run.id.clone(),
+                run.function.clone(),
+                run.function_id.to_string(),
+                run.app.clone(),
+                run.lane.to_string(),
+                run.events.clone(),
+                run.event_ids.join(","),
+                run.correlation.clone().unwrap_or_default(),
+                run.cause.to_owned(),
+                ms(run.start_timeout_ms),
+                ms(run.finish_timeout_ms),
+                history::scheduled(run.cause),
+                run.cancels.len().to_string(),
+            ] {
+                call.push_arg(part);
+            }
+            for (event, wait) in &run.cancels {
+                call.push_arg(event.as_str());
+                call.push_arg(serde_json::to_string(wait).unwrap_or_default());
+            }
+        }
+        let created: Vec<String> = self.bus.redis.run(call).await?;
+        Ok(created.iter().map(|line| line == "1").collect())
+    }
+
+    /// Takes up `thread` of a run under a lane entry. `None` when the entry has nothing to bring on any more.
+    pub async fn begin(&self, run: &str, thread: &str, entry: &str) -> Result<Option<Begun>, Error> {
+        let fact = Fact::new("functions", "function.run.started").with("runId", run);
+        let call = self
+            .call(&scripts::BEGIN, &[Record::Fact(fact)])
+            .arg(run)
+            .arg(thread)
+            .arg(entry)
+            .arg(history::started())
+            .arg("1");
+        let value: redis::Value = self.bus.redis.run(call).await?;
+        read::begun(run, value)
+    }
+
+    /// Brings a run on.
+    pub async fn advance(&self, advance: Advance<'_>) -> Result<Advanced, Error> {
+        self.try_advance(&advance.ready()).await
+    }
+
+    /// One try of an advance that is [`Advance::ready`]: for a caller that offers it again while Redis is away.
+    pub async fn try_advance(&self, advance: &Advance<'_>) -> Result<Advanced, Error> {
+        let call = advance.call(self.call(&scripts::ADVANCE, advance.records()));
+        let value: redis::Value = self.bus.redis.run(call).await?;
+        advance::advanced(value)
+    }
+
+    /// Looks after a run that has not ended.
+    pub async fn reconcile(&self, run: &str) -> Result<Reconciled, Error> {
+        let fact = Fact::new("functions", "function.run.repaired").warn().with("runId", run);
+        let call = self.call(&scripts::RECONCILE, &[Record::Fact(fact)]).arg(run).arg(history::repaired());
+        let answer: String = self.bus.redis.run(call).await?;
+        Ok(match answer.as_str() {
+            "ended" => Reconciled::Ended,
+            "going" => Reconciled::Going,
+            "repaired" => Reconciled::Repaired,
+            _ => Reconciled::Lost,
+        })
+    }
+
+    /// Members of the timers that are due, oldest first, and when the next one is, ms by Redis's clock.
+    pub async fn due_timers(&self, limit: usize) -> Result<(Vec<String>, Option<u64>, u64), Error> {
+        let now = self.bus.now_ms().await?;
+        let mut pipeline = redis::pipe();
+        let timers = self.key("timers");
+        pipeline.cmd("ZRANGEBYSCORE").arg(&timers).arg("-inf").arg(now).arg("LIMIT").arg(0).arg(limit);
+        pipeline
+            .cmd("ZRANGEBYSCORE")
+            .arg(&timers)
+            .arg(format!("({now}"))
+            .arg("+inf")
+            .arg("WITHSCORES")
+            .arg("LIMIT")
+            .arg(0)
+            .arg(1);
+        let mut values = self.bus.redis.pipeline(&pipeline).await?.into_iter();
+        let mut list = || -> Vec<String> {
+            values.next().and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default()
+        };
+        let due = list();
+        let next = list().get(1).and_then(|score| score.parse::<f64>().ok());
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Ok((due, next.map(|score| score as u64), now))
+    }
+
+    /// Takes a timer out of the set whose reason is gone.
+    pub async fn forget_timer(&self, member: &str) -> Result<(), Error> {
+        self.bus.redis.query(redis::cmd("ZREM").arg(self.key("timers")).arg(member)).await
+    }
+
+    /// What waits for an event: `<run>|<step>` or `<run>|c:<n>`, each with its condition.
+    pub async fn waits(&self, event: &str) -> Result<Vec<(String, String, Wait)>, Error> {
+        let rows: Vec<(String, String)> =
+            self.bus.redis.query(redis::cmd("HGETALL").arg(self.key(&format!("wait:{event}")))).await?;
+        let read = |(field, text): (String, String)| {
+            let (run, step) = field.split_once('|')?;
+            Some((run.to_owned(), step.to_owned(), serde_json::from_str(&text).ok()?))
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
+    }
+
+    /// Who waits for a signal: run and step.
+    pub async fn signal_waiter(&self, signal: &str) -> Result<Option<(String, String)>, Error> {
+        let waiter: Option<String> =
+            self.bus.redis.query(redis::cmd("HGET").arg(self.key("signals")).arg(signal)).await?;
+        Ok(waiter.and_then(|text| text.split_once('|').map(|(run, step)| (run.to_owned(), step.to_owned()))))
+    }
+
+    /// What keeps a run going, as it is in Redis: for `run <id>` and for tests.
+    pub async fn live(&self, run: &str) -> Result<HashMap<String, String>, Error> {
+        self.bus.redis.query(redis::cmd("HGETALL").arg(self.key(&format!("live:{run}")))).await
+    }
+
+    /// Takes event names out of the routing that no run waits for any more, and old runs out of the indexes.
+    pub async fn tidy(&self, keep: Keep) -> Result<(), Error> {
+        let waited: Vec<String> = self.bus.redis.query(redis::cmd("HKEYS").arg(self.key("waited"))).await?;
+        for event in waited {
+            let exists: bool =
+                self.bus.redis.query(redis::cmd("EXISTS").arg(self.key(&format!("wait:{event}")))).await?;
+            if !exists {
+                let mut pipeline = redis::pipe();
+                pipeline.cmd("HDEL").arg(self.key("waited")).arg(&event);
+                pipeline.cmd("INCR").arg(self.key("rev"));
+                self.bus.redis.pipeline(&pipeline).await?;
+            }
+        }
+        let before = self.bus.now_ms().await?.saturating_sub(keep.failed_ms.max(keep.done_ms));
+        let old: Vec<String> = self
+            .bus
+            .redis
+            .query(
+                redis::cmd("ZRANGEBYSCORE").arg(self.key("runs")).arg("-inf").arg(before).arg("LIMIT").arg(0).arg(512),
+            )
+            .await?;
+        for run in old {
+            // A run that still has its hash is either going on or kept.
+            let exists: bool = self.bus.redis.query(redis::cmd("EXISTS").arg(self.key(&format!("run:{run}")))).await?;
+            if exists {
+                continue;
+            }
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("ZREM").arg(self.key("runs")).arg(&run);
+            for status in Status::ALL {
+                pipeline.cmd("ZREM").arg(self.key(&format!("runs:st:{status}"))).arg(&run);
+            }
+            self.bus.redis.pipeline(&pipeline).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The lane of a function's work items, at the priority of what started the run.
+#[must_use]
+pub fn work_lane(slug: &str, id: uuid::Uuid, priority: Priority) -> Lane {
+    Lane::new(work_family(slug, id), priority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slug_has_a_family() {
+        let id = uuid::Uuid::nil();
+        assert_eq!(work_family("app-check/system-health", id).as_str(), "inngest/fn:app-check/system-health");
+        assert_eq!(work_family("app über", id).as_str(), format!("inngest/fn:{id}"));
+        assert_eq!(fallback_family().as_str(), "inngest/fn:unnamed");
+    }
+}
