@@ -19,6 +19,7 @@
 
 mod advance;
 pub mod history;
+mod list;
 mod read;
 pub mod scripts;
 
@@ -35,7 +36,8 @@ use crate::streams::records::{Fact, Record};
 use crate::streams::redis::{Error, ScriptCall};
 
 pub use advance::{Advance, Advanced, End, Guard};
-pub use read::{Ending, Filter, Page, Run, Status};
+pub use list::{Filter, Moment, Page};
+pub use read::{Ending, Run, Status};
 
 /// Families that hold work items instead of events: `inngest/fn:<slug>`.
 pub const WORK: &str = "inngest/fn:";
