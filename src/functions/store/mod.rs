@@ -104,9 +104,12 @@ pub struct NewRun {
 /// What a run waits for, as the index of waits holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Wait {
-    /// Condition in which only `async` is left to look at.
+    /// Condition on the run's event and on the arriving one.
     #[serde(default, rename = "if", skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// The part of the run's event that the condition looks at.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub event: serde_json::Value,
     /// Only events that arrived at or after this count, ms.
     pub since_ms: u64,
     /// Only events that arrived before this count, ms.
