@@ -13,7 +13,9 @@ each_sdk!(
     a_server_that_dies_leaves_everything_where_it_was,
     a_server_that_dies_again_and_again_finishes_a_run,
     a_server_that_dies_under_parallel_steps_joins_them,
-    a_call_that_outlives_its_time_changes_nothing
+    a_server_that_stops_in_order_leaves_the_rest_to_the_next,
+    a_call_that_outlives_its_time_changes_nothing;
+    js4: a_checkpoint_of_a_call_long_gone_is_refused
 );
 
 /// What a dead server held is free again after some seconds.
@@ -151,6 +153,31 @@ async fn a_server_that_dies_under_parallel_steps_joins_them(sdk: Sdk) {
     assert_eq!(counts["after"], 1, "{counts:?}");
 }
 
+/// A stop does not wait for a step that takes its time; what the step did counts, or it is done again.
+async fn a_server_that_stops_in_order_leaves_the_rest_to_the_next(sdk: Sdk) {
+    let mut stage = mortal().await;
+    let app = stage.app(sdk).await;
+    let events = json!([
+        { "name": "conf/held", "data": { "gate": "stop" } },
+        { "name": "conf/asleep", "data": { "nap": "2s" } },
+    ]);
+    let ids = stage.send_all(&events).await;
+    app.wait_for("the held step", |call| call.step.as_deref() == Some("held")).await;
+    let asleep = stage.run_id_of(&ids[1]).await;
+    app.wait_for_op(&asleep, "Sleep").await;
+    stage.stop_server().await;
+    app.open("stop").await;
+    stage.start_server().await;
+    let run = stage.ended_run_of(&ids[0]).await;
+    assert_eq!(run.completed(), &json!({ "sum": 3 }));
+    let counts = app.steps_of(&run.id).await;
+    assert_eq!(counts["one"], 1, "{counts:?}");
+    assert!(repeats(&counts) <= 1, "{counts:?}");
+    let run = stage.ended_run_of(&ids[1]).await;
+    run.completed();
+    assert_eq!(repeats(&app.steps_of(&run.id).await), 0);
+}
+
 /// The server gives a call up and makes another one; when the first one ends after all, its answer, or the checkpoint
 /// it asks for, is nobody's.
 async fn a_call_that_outlives_its_time_changes_nothing(sdk: Sdk) {
@@ -168,4 +195,25 @@ async fn a_call_that_outlives_its_time_changes_nothing(sdk: Sdk) {
     assert_eq!(run.completed(), &json!({ "sum": 3 }));
     let counts = app.steps_of(&run.id).await;
     assert_eq!((counts["one"], counts["held"], counts["two"]), (1, 2, 1), "{counts:?}");
+}
+
+/// The call that comes after the next sleep is another one, and what the first asks for is still not its to ask.
+async fn a_checkpoint_of_a_call_long_gone_is_refused(sdk: Sdk) {
+    let stage = Stage::configured(&[("FUNCTIONS_CALL_TIMEOUT_MS", "3000")]).await;
+    let app = stage.app(sdk).await;
+    let event = stage.send("conf/overtaken", json!({})).await;
+    let later = app.wait_for("the call after the sleep", |call| call.step.as_deref() == Some("later")).await;
+    app.open("overtaken").await;
+    // The overtaken call has answered, to nobody.
+    let first = eventually(LONG, || async {
+        let first = app.wire_of(&later.run).await.remove(0);
+        if first["answeredAt"].is_u64() { Ok(first) } else { Err("the first call still runs") }
+    })
+    .await;
+    assert_eq!(first["status"], 400, "it was told to stop: {}", first["answer"]);
+    app.open("later").await;
+    let run = stage.ended_run_of(&event).await;
+    assert_eq!(run.completed(), "done");
+    let counts = app.steps_of(&run.id).await;
+    assert_eq!((counts["one"], counts["held"], counts["mid"]), (1, 2, 1), "{counts:?}");
 }
