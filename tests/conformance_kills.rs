@@ -87,6 +87,9 @@ async fn outlive_kills(sdk: Sdk) {
         let left = stage.redis.cli(&["ZCARD", &format!("{{joelclaw:bus:0}}:fn:runs:st:{status}")]).await;
         assert_eq!(left, "0", "no run is left {status}");
     }
+    let log = stage.log();
+    let repaired = log.lines().find(|line| line.contains("nothing would have brought this run on"));
+    assert_eq!(repaired, None, "a kill leaves every run with something that brings it on");
     drop(app);
     stage.stop_server().await;
 }

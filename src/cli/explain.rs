@@ -33,6 +33,11 @@ const CODES: &[Code] = &[
         "Use more characters, or the event id where two lanes share a stream id.",
     ),
     code(
+        "BENCH_FAILED",
+        "Something that was to be measured did not start or did not answer.",
+        "Read the message; for `bench functions`, node must be on the PATH.",
+    ),
+    code(
         "BENCH_TOO_SLOW",
         "A measured rate is below what was asked for.",
         "Compare with the raw ceiling that the bench prints: a loaded machine or a slow disk shows there too.",
@@ -253,6 +258,11 @@ const CODES: &[Code] = &[
         "See every problem with `joelclaw queue registry check`.",
     ),
     code("REGISTRY_UNREADABLE", "The registry file can't be read.", "Correct its path or its permissions."),
+    code(
+        "SDK_MISSING",
+        "`bench functions` runs a Node app with the Inngest SDK, and there is none in the directory that was named.",
+        "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",
+    ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
         "SIGNING_KEY_INVALID",
