@@ -19,6 +19,7 @@
 
 mod advance;
 pub mod history;
+mod outlook;
 mod read;
 pub mod scripts;
 
@@ -35,6 +36,7 @@ use crate::streams::records::{Fact, Record};
 use crate::streams::redis::{Error, ScriptCall};
 
 pub use advance::{Advance, Advanced, End, Guard};
+pub use outlook::{Pending, Signs};
 pub use read::{Ending, Filter, Page, Run, Status};
 
 /// Families that hold work items instead of events: `inngest/fn:<slug>`.
