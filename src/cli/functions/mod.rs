@@ -5,14 +5,14 @@
 
 pub mod event;
 pub mod events;
-//mod follow;
-//pub mod inngest;
+mod follow;
+pub mod inngest;
 pub mod list;
-//pub mod refresh;
+pub mod refresh;
 pub mod run;
 mod run_change;
 pub mod runs;
-//pub mod send;
+pub mod send;
 mod trace;
 
 use std::collections::HashMap;
