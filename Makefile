@@ -22,7 +22,7 @@ fmt:  ## Format the code
 lint:  ## Clippy with warnings as errors, on everything
 	cargo clippy --locked --all-targets -- -D warnings
 
-deps:  ## Install what is missing: a Redis server, a C compiler, cargo-nextest, cargo-deny
+deps:  ## Install what is missing: a Redis server, a C compiler, cargo-nextest, cargo-deny, Node.js, the SDKs
 	@scripts/deps.sh test
 
 build:  ## target/release/joelclaw

@@ -2,7 +2,7 @@
 # Installs what is missing and nothing else; quick and silent when all is there.
 #
 #   scripts/deps.sh run     for building and running: a Redis server, a C compiler
-#   scripts/deps.sh test    that, and cargo-nextest and cargo-deny
+#   scripts/deps.sh test    that, cargo-nextest and cargo-deny, and the SDKs of the conformance tests
 #
 # No Redis service is started, stopped or changed: `joelclaw up` and the tests run servers of their own.
 set -euo pipefail
@@ -130,4 +130,5 @@ redis_server
 if [ "$what" = test ]; then
   cargo_tool nextest
   cargo_tool deny
+  "$(dirname "$0")/../tests/conformance/install.sh"
 fi

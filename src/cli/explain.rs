@@ -307,6 +307,11 @@ const CODES: &[Code] = &[
     ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
+        "SIGNING_KEY_INVALID",
+        "INNGEST_SIGNING_KEY is not `signkey-<env>-` and an even number of hex digits, so nothing could be signed with it.",
+        "Make one with `echo signkey-prod-$(openssl rand -hex 32)`, and give it to the apps too.",
+    ),
+    code(
         "TOO_LARGE",
         "The event is over QUEUE_MAX_EVENT_BYTES.",
         "Keep the payload elsewhere and emit a reference, or raise the limit (at most 3 MiB).",

@@ -140,12 +140,11 @@ impl RegistryPlans {
             _ => family.clone(),
         };
         if !self.engine.registry().current().wants(target.as_str()) {
-            let is_for_functions =
-                matches!(entry.map(|entry| &entry.handler), Some(HandlerSpec::Inngest { .. }) | None);
-            return match own {
-                Err(_) if is_for_functions => Err(format!("no registry entry and no function wants `{target}`")),
-                own => own,
-            };
+            return own.map_err(|reason| match entry.map(|entry| &entry.handler) {
+                None => format!("no registry entry and no function wants `{target}`"),
+                Some(HandlerSpec::Inngest { .. }) => format!("no function wants `{target}`, and {reason}"),
+                Some(_) => reason,
+            });
         }
         let events: Arc<dyn Handler> = Arc::new(EventHandler::new(self.engine.clone(), target));
         Ok(match own {

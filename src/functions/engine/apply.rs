@@ -250,19 +250,18 @@ impl<'a> Context<'a> {
             Some(text) => self.timeout(text)?,
             None => YEAR_MS,
         };
-        let condition = match op.option("if") {
-            None => None,
-            Some(text) => {
-                let invalid =
-                    |error: String| Failure::limit("InvalidExpression", format!("waitForEvent: `{text}`: {error}"));
-                let expr = self.engine.expression(text).map_err(|error| invalid(error.to_string()))?;
-                let events: Vec<Value> = serde_json::from_str(&self.begun.run.events).unwrap_or_default();
-                let first = events.into_iter().next().unwrap_or_default();
-                Some(expr.substitute_event(&first).map_err(|error| invalid(error.to_string()))?)
-            }
-        };
+        let (mut condition, mut part) = (None, Value::Null);
+        if let Some(text) = op.option("if") {
+            let expr = self
+                .engine
+                .expression(text)
+                .map_err(|error| Failure::limit("InvalidExpression", format!("waitForEvent: `{text}`: {error}")))?;
+            let events: Vec<Value> = serde_json::from_str(&self.begun.run.events).unwrap_or_default();
+            part = expr.event_part(events.first().unwrap_or(&Value::Null));
+            condition = Some(text.to_owned());
+        }
         let until = self.begun.now_ms.saturating_add(ms).saturating_add(60_000);
-        let wait = Wait { condition, since_ms: self.begun.now_ms, until_ms: Some(until) };
+        let wait = Wait { condition, event: part, since_ms: self.begun.now_ms, until_ms: Some(until) };
         let details = json!({"event": event, "if": op.option("if"), "ms": ms});
         let note = history::step_scheduled(&op.id, op.label(), "WaitForEvent", details);
         applied.advance.wait(&op.id, op.is_race(), event, &wait, ms, note);

@@ -138,15 +138,16 @@ impl Engine {
             .cancel
             .iter()
             .filter_map(|cancel| {
-                let condition = match &cancel.condition {
-                    None => None,
-                    // What can't be looked at can't hold: no wait.
-                    Some(text) => Some(self.expression(text).ok()?.substitute_event(&event.value).ok()?),
+                // What can't be looked at can't hold: no wait.
+                let part = match &cancel.condition {
+                    None => Value::Null,
+                    Some(text) => self.expression(text).ok()?.event_part(&event.value),
                 };
                 // Events of the log after the one that starts the run, however late that is.
                 let since_ms = arrival.entry.ms + u64::from(event.value["name"] == cancel.event.as_str());
                 let until_ms = cancel.timeout_ms.map(|ms| arrival.entry.ms.saturating_add(ms));
-                Some((cancel.event.clone(), Wait { condition, since_ms, until_ms }))
+                let condition = cancel.condition.clone();
+                Some((cancel.event.clone(), Wait { condition, event: part, since_ms, until_ms }))
             })
             .collect();
         NewRun {
@@ -271,7 +272,7 @@ impl Engine {
         }
         let Some(text) = &wait.condition else { return true };
         let now_ms = chrono::Utc::now().timestamp_millis();
-        let scope = Scope { event: None, async_event: Some(&event.value), now_ms };
+        let scope = Scope { event: Some(&wait.event), async_event: Some(&event.value), now_ms };
         self.expression(text).is_ok_and(|expr| expr.matches(&scope).unwrap_or(false))
     }
 

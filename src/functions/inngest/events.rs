@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::ids;
-use super::super::store::Run;
+use super::super::registry::Snapshot;
+use super::super::store::{Run, Runs};
 use super::event_log::{self, Stored, Wanted};
 use super::{Facade, Problem, enveloped, iso, runs};
 
@@ -101,12 +102,21 @@ async fn started(State(facade): State<Facade>, Path(id): Path<String>) -> Result
     Ok(enveloped(found.iter().map(runs::shown).collect()))
 }
 
-/// The runs of an event. Their ids follow from event and function, so nothing has to be indexed.
+/// The runs of an event.
 pub async fn runs_of(facade: &Facade, public_id: &str) -> Result<Vec<Run>, Problem> {
     let registry = facade.engine().registry().load().await?;
+    Ok(started_by(facade.engine().runs(), &registry, public_id).await?)
+}
+
+/// The runs that an event started, oldest first. Their ids follow from event and function, so nothing has to be indexed.
+pub async fn started_by(
+    runs: &Runs,
+    registry: &Snapshot,
+    public_id: &str,
+) -> Result<Vec<Run>, crate::streams::redis::Error> {
     let ids: Vec<String> =
         registry.functions.values().map(|function| ids::run_id(function.id, public_id, "")).collect();
-    let mut found = facade.engine().runs().runs(&ids).await?;
+    let mut found = runs.runs(&ids).await?;
     found.sort_by_key(|run| run.queued_ms);
     Ok(found)
 }

@@ -6,6 +6,7 @@
 //! | [`runs`] | `/v1/runs…`, `/v0/runs…`, `/v1/cancellations` |
 //! | [`events`] | `/v1/events…`, `/invoke/{slug}`, `/v1/signals` |
 //! | [`checkpoint`] | `/v1/checkpoint…` |
+//! | `graphql` | `/v0/gql` |
 //! | [`event_log`] | reading events back from the lanes |
 //! | [`signing`] | keys and signatures |
 //!
@@ -15,6 +16,7 @@
 pub mod checkpoint;
 pub mod event_log;
 pub mod events;
+mod graphql;
 pub mod register;
 pub mod runs;
 pub mod signing;
@@ -74,6 +76,7 @@ impl Facade {
             .merge(runs::routes())
             .merge(events::routes())
             .merge(checkpoint::routes())
+            .merge(graphql::routes(&self))
             .layer(from_fn_with_state(self.clone(), authorize));
         guarded.with_state(self)
     }

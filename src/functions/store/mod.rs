@@ -19,6 +19,7 @@
 
 mod advance;
 pub mod history;
+mod list;
 mod outlook;
 mod read;
 pub mod scripts;
@@ -36,8 +37,9 @@ use crate::streams::records::{Fact, Record};
 use crate::streams::redis::{Error, ScriptCall};
 
 pub use advance::{Advance, Advanced, End, Guard};
+pub use list::{Filter, Moment, Page};
 pub use outlook::{Pending, Signs};
-pub use read::{Ending, Filter, Page, Run, Status};
+pub use read::{Ending, Run, Status};
 
 /// Families that hold work items instead of events: `inngest/fn:<slug>`.
 pub const WORK: &str = "inngest/fn:";
@@ -106,9 +108,12 @@ pub struct NewRun {
 /// What a run waits for, as the index of waits holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Wait {
-    /// Condition in which only `async` is left to look at.
+    /// Condition on the run's event and on the arriving one.
     #[serde(default, rename = "if", skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// The part of the run's event that the condition looks at.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub event: serde_json::Value,
     /// Only events that arrived at or after this count, ms.
     pub since_ms: u64,
     /// Only events that arrived before this count, ms.

@@ -1,4 +1,4 @@
-//! Reading runs back: one run, its steps and history, and lists by status, function and time.
+//! Reading runs back: one run, its steps and its history.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -182,34 +182,6 @@ pub struct Ending {
     pub history: Vec<(EntryId, serde_json::Value)>,
 }
 
-/// Which runs are wanted.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Any of these; empty is any.
-    pub status: Vec<Status>,
-    /// Any of these slugs; empty is any.
-    pub functions: Vec<String>,
-    /// Created at or after, ms.
-    pub since_ms: Option<u64>,
-    /// Created before, ms.
-    pub until_ms: Option<u64>,
-    /// Leave out the newest so many.
-    pub offset: usize,
-    /// At most so many.
-    pub limit: usize,
-    /// Oldest first instead of newest.
-    pub oldest_first: bool,
-}
-
-/// Runs and how many there are in all.
-#[derive(Debug, Clone, Default)]
-pub struct Page {
-    /// In the order asked for.
-    pub runs: Vec<Run>,
-    /// How many match, the ones not shown included.
-    pub total: usize,
-}
-
 impl Runs {
     /// One run.
     pub async fn run(&self, id: &str) -> Result<Option<Run>, Error> {
@@ -255,51 +227,6 @@ impl Runs {
             Some((row.id.parse().ok()?, serde_json::from_str(&text).ok()?))
         };
         Ok(Ending { steps, history: rows.ids.into_iter().filter_map(read).collect() })
-    }
-
-    /// Runs that match, from the index that says most about them.
-    pub async fn list(&self, filter: &Filter) -> Result<Page, Error> {
-        let keys: Vec<String> = match (&filter.functions[..], &filter.status[..]) {
-            ([], []) => vec![self.key("runs")],
-            ([], statuses) => statuses.iter().map(|status| self.key(&format!("runs:st:{status}"))).collect(),
-            (functions, _) => functions.iter().map(|slug| self.key(&format!("runs:fn:{slug}"))).collect(),
-        };
-        let from = filter.since_ms.map_or("-inf".to_owned(), |ms| ms.to_string());
-        let to = filter.until_ms.map_or("+inf".to_owned(), |ms| format!("({ms}"));
-        let mut pipeline = redis::pipe();
-        for key in &keys {
-            pipeline.cmd("ZRANGEBYSCORE").arg(key).arg(&from).arg(&to).arg("WITHSCORES");
-        }
-        let mut found: Vec<(u64, String)> = Vec::new();
-        for value in self.bus.redis.pipeline(&pipeline).await? {
-            let rows: Vec<(String, f64)> = redis::from_redis_value(value).unwrap_or_default();
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            found.extend(rows.into_iter().map(|(id, ms)| (ms as u64, id)));
-        }
-        found.sort_unstable();
-        found.dedup();
-        if !filter.oldest_first {
-            found.reverse();
-        }
-        let looks_at_status = !filter.functions.is_empty() && !filter.status.is_empty();
-        if !looks_at_status {
-            let total = found.len();
-            let ids: Vec<String> = found.into_iter().skip(filter.offset).take(filter.limit).map(|(_, id)| id).collect();
-            return Ok(Page { runs: self.runs(&ids).await?, total });
-        }
-        let mut page = Page::default();
-        let ids: Vec<String> = found.into_iter().map(|(_, id)| id).collect();
-        for chunk in ids.chunks(256) {
-            for run in self.runs(chunk).await? {
-                if filter.status.contains(&run.status) {
-                    page.total += 1;
-                    if page.total > filter.offset && page.runs.len() < filter.limit {
-                        page.runs.push(run);
-                    }
-                }
-            }
-        }
-        Ok(page)
     }
 
     /// Runs that have not ended, oldest first.
