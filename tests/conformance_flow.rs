@@ -27,7 +27,7 @@ async fn runs_wait_for_each_other(sdk: Sdk) {
     waits(&stage, &app).await;
     side_by_side!(&stage, &app;
         a_wait_for_its_own_event, invoking, invoking_what_fails, invoking_nothing, invoking_too_slow, invoking_cancelled,
-        invoking_skipped, invoking_without_triggers);
+        invoking_without_triggers);
 }
 
 async fn runs_end_before_their_time(sdk: Sdk) {
@@ -289,15 +289,6 @@ fn sleeps_for_minutes(entry: &Value) -> bool {
     }
     let until = chrono::DateTime::parse_from_rfc3339(name);
     until.is_ok_and(|until| until.timestamp() > entry["at"].as_i64().unwrap() / 1000 + 60)
-}
-
-async fn invoking_skipped(stage: &Stage, app: &App) {
-    let live = stage.send("conf/single-child", json!({ "nap": "10m" })).await;
-    let live = stage.run_id_of(&live).await;
-    app.wait_for_op(&live, "Sleep").await;
-    let run = stage.run_to_end("conf/invoke", json!({ "target": "single-child", "data": { "nap": "1s" } })).await;
-    let message = run.completed()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("skipped"), "{message}");
 }
 
 /// Its only trigger is the invocation itself, which version 4 does not even register.

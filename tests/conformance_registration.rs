@@ -18,7 +18,7 @@ each_sdk!(
     the_last_app_of_a_name_is_the_one_that_is_called,
     a_wrong_function_refuses_the_whole_app,
     an_app_named_in_the_settings_need_not_register;
-    js4: apps_of_several_names_and_sdks, a_cron_outlives_the_server
+    js4: apps_of_several_names_and_sdks
 );
 
 /// The harness itself, and the shapes that everything else stands on.
@@ -201,22 +201,4 @@ async fn apps_of_several_names_and_sdks(_: Sdk) {
     for name in names {
         assert!(knows(&stage, &name, &format!("{name}-hello")).await);
     }
-}
-
-async fn a_cron_outlives_the_server(sdk: Sdk) {
-    let mut stage = Stage::start().await;
-    let app = stage.app_with(stage.settings(sdk).env("FUNCTIONS", "cron")).await;
-    stage.kill_server().await;
-    stage.start_server().await;
-    let started = Instant::now();
-    // The next full minute may be a minute away.
-    let tick = eventually(LONG + Duration::from_secs(20), || async {
-        app.noted("every-minute", "tick").await.first().cloned().ok_or("no tick")
-    })
-    .await;
-    assert_eq!(tick.value["name"], "inngest/scheduled.timer", "{:?}", tick.value);
-    assert_eq!(tick.value["data"]["cron"], "* * * * *");
-    let second = tick.at / 1000 % 60;
-    assert!(second < 15, "at the full minute, not {second} s after it; waited {:?}", started.elapsed());
-    stage.wait_for_status(&tick.run, "Completed").await;
 }
