@@ -5,7 +5,7 @@
 //! | [`apps`] | `apps`, `app`, `functions`, `functionBySlug` |
 //! | [`runs`], [`run_list`] | `run`, `functionRun`; `runs` with filter, order and pages |
 //! | [`events`] | `event`, `events`, `eventV2`, `eventsV2`, `runTrigger` |
-//! | [`trace`], [`spans`], [`story`] | `runTrace`: the tree made of a run's history |
+//! | [`trace`], [`tree`], [`story`], [`spans`] | `runTrace`: the tree made of a run's history |
 //! | [`outputs`] | `runTraceSpanOutputByID` |
 //! | [`mutations`] | everything that changes something |
 //! | [`limits`] | what a query may cost |
@@ -27,6 +27,7 @@ mod scalars;
 mod spans;
 mod story;
 mod trace;
+mod tree;
 
 use std::sync::Arc;
 
