@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use conformance_support::{App, LONG, Sdk, Settings, Stage, each_sdk};
 use serde_json::{Value, json};
-use support::{HttpSink, Reply, eventually};
+use support::{HttpSink, Reply, eventually, free_port};
 
 each_sdk!(
     an_app_says_what_the_protocol_says_it_does,
     registering_is_remembered,
     changed_functions_replace_the_old_ones,
     the_last_app_of_a_name_is_the_one_that_is_called,
-    a_wrong_function_refuses_the_whole_app;
+    a_wrong_function_refuses_the_whole_app,
+    an_app_named_in_the_settings_need_not_register;
     js4: apps_of_several_names_and_sdks, a_cron_outlives_the_server
 );
 
@@ -149,6 +150,24 @@ async fn a_wrong_function_refuses_the_whole_app(sdk: Sdk) {
     app.start_again(|settings| settings.env("FUNCTIONS", "invalid")).await;
     app.refused().await;
     assert_eq!(stage.functions_of("conf").await.len(), count);
+}
+
+/// The server asks apps that it is told of, until they are there and whenever they have changed.
+async fn an_app_named_in_the_settings_need_not_register(sdk: Sdk) {
+    // The app is not there yet when the server starts: its port is chosen, and free.
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}/api/inngest");
+    let stage = Stage::configured(&[("INNGEST_SDK_URLS", &url), ("INNGEST_POLL_INTERVAL", "1")]).await;
+    let mut app = App::start(stage.settings(sdk).env("PORT", &port.to_string())).await;
+    assert_eq!(app.url(), url);
+    let is_known = async |slug: &str| {
+        eventually(LONG, || async { if knows(&stage, "conf", slug).await { Ok(()) } else { Err("not known") } }).await;
+    };
+    is_known("conf-hello").await;
+    assert_eq!(stage.run_to_end("conf/hello", json!({})).await.completed(), &json!({ "set": "a" }));
+    app.start_again(|settings| settings.env("FUNCTIONS", "b")).await;
+    is_known("conf-only-b").await;
+    assert_eq!(stage.run_to_end("conf/only-b", json!({})).await.completed(), &json!({ "set": "b" }));
 }
 
 /// One event starts the functions of all, and each calls functions of the others.

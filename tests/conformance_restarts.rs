@@ -4,7 +4,7 @@
 mod conformance_support;
 mod support;
 
-use conformance_support::{App, Counts, LONG, Sdk, Stage, each_sdk};
+use conformance_support::{App, Call, Counts, LONG, Sdk, Stage, each_sdk};
 use serde_json::{Value, json};
 use support::eventually;
 
@@ -12,8 +12,16 @@ each_sdk!(
     an_app_that_dies_in_a_step_runs_that_step_again,
     a_server_that_dies_leaves_everything_where_it_was,
     a_server_that_dies_again_and_again_finishes_a_run,
-    a_server_that_dies_under_parallel_steps_joins_them
+    a_server_that_dies_under_parallel_steps_joins_them,
+    a_server_that_stops_in_order_leaves_the_rest_to_the_next,
+    a_call_that_outlives_its_time_changes_nothing;
+    js4: a_checkpoint_of_a_call_long_gone_is_refused
 );
+
+/// What a dead server held is free again after some seconds.
+async fn mortal() -> Stage {
+    Stage::configured(&[("QUEUE_DRAIN_LEASE_MS", "4000")]).await
+}
 
 /// How many executions were more than one each.
 fn repeats(counts: &Counts) -> usize {
@@ -33,7 +41,7 @@ async fn an_app_that_dies_in_a_step_runs_that_step_again(sdk: Sdk) {
 
 /// One server is killed under a run of each kind of waiting, and the next one goes on with all of them.
 async fn a_server_that_dies_leaves_everything_where_it_was(sdk: Sdk) {
-    let mut stage = Stage::start().await;
+    let mut stage = mortal().await;
     let app = stage.app(sdk).await;
     let events = json!([
         { "name": "conf/held", "data": { "gate": "held" } },
@@ -113,7 +121,7 @@ async fn settle(stage: &Stage, app: &App) {
 }
 
 async fn a_server_that_dies_again_and_again_finishes_a_run(sdk: Sdk) {
-    let mut stage = Stage::start().await;
+    let mut stage = mortal().await;
     let app = stage.app(sdk).await;
     let event = stage.send("conf/journey", json!({ "steps": 9, "ms": 100 })).await;
     let kills = [1, 4, 7];
@@ -131,7 +139,7 @@ async fn a_server_that_dies_again_and_again_finishes_a_run(sdk: Sdk) {
 }
 
 async fn a_server_that_dies_under_parallel_steps_joins_them(sdk: Sdk) {
-    let mut stage = Stage::start().await;
+    let mut stage = mortal().await;
     let app = stage.app(sdk).await;
     let event = stage.send("conf/fan-in", json!({ "n": 20, "ms": 300 })).await;
     app.wait_for("a branch", |call| call.step.as_deref() == Some("p19")).await;
@@ -143,4 +151,69 @@ async fn a_server_that_dies_under_parallel_steps_joins_them(sdk: Sdk) {
     assert_eq!(counts.len(), 21);
     assert!(counts.values().all(|&count| count <= 2), "{counts:?}");
     assert_eq!(counts["after"], 1, "{counts:?}");
+}
+
+/// A stop does not wait for a step that takes its time; what the step did counts, or it is done again.
+async fn a_server_that_stops_in_order_leaves_the_rest_to_the_next(sdk: Sdk) {
+    let mut stage = mortal().await;
+    let app = stage.app(sdk).await;
+    let events = json!([
+        { "name": "conf/held", "data": { "gate": "stop" } },
+        { "name": "conf/asleep", "data": { "nap": "2s" } },
+    ]);
+    let ids = stage.send_all(&events).await;
+    app.wait_for("the held step", |call| call.step.as_deref() == Some("held")).await;
+    let asleep = stage.run_id_of(&ids[1]).await;
+    app.wait_for_op(&asleep, "Sleep").await;
+    stage.stop_server().await;
+    app.open("stop").await;
+    stage.start_server().await;
+    let run = stage.ended_run_of(&ids[0]).await;
+    assert_eq!(run.completed(), &json!({ "sum": 3 }));
+    let counts = app.steps_of(&run.id).await;
+    assert_eq!(counts["one"], 1, "{counts:?}");
+    assert!(repeats(&counts) <= 1, "{counts:?}");
+    let run = stage.ended_run_of(&ids[1]).await;
+    run.completed();
+    assert_eq!(repeats(&app.steps_of(&run.id).await), 0);
+}
+
+/// The server gives a call up and makes another one; when the first one ends after all, its answer, or the checkpoint
+/// it asks for, is nobody's.
+async fn a_call_that_outlives_its_time_changes_nothing(sdk: Sdk) {
+    let stage = Stage::configured(&[("FUNCTIONS_CALL_TIMEOUT_MS", "2000")]).await;
+    let app = stage.app(sdk).await;
+    let event = stage.send("conf/held", json!({ "gate": "late" })).await;
+    let is_held = |call: &&Call| call.step.as_deref() == Some("held");
+    eventually(LONG, || async {
+        let held = app.calls().await.iter().filter(is_held).count();
+        if held == 2 { Ok(()) } else { Err(held) }
+    })
+    .await;
+    app.open("late").await;
+    let run = stage.ended_run_of(&event).await;
+    assert_eq!(run.completed(), &json!({ "sum": 3 }));
+    let counts = app.steps_of(&run.id).await;
+    assert_eq!((counts["one"], counts["held"], counts["two"]), (1, 2, 1), "{counts:?}");
+}
+
+/// The call that comes after the next sleep is another one, and what the first asks for is still not its to ask.
+async fn a_checkpoint_of_a_call_long_gone_is_refused(sdk: Sdk) {
+    let stage = Stage::configured(&[("FUNCTIONS_CALL_TIMEOUT_MS", "3000")]).await;
+    let app = stage.app(sdk).await;
+    let event = stage.send("conf/overtaken", json!({})).await;
+    let later = app.wait_for("the call after the sleep", |call| call.step.as_deref() == Some("later")).await;
+    app.open("overtaken").await;
+    // The overtaken call has answered, to nobody.
+    let first = eventually(LONG, || async {
+        let first = app.wire_of(&later.run).await.remove(0);
+        if first["answeredAt"].is_u64() { Ok(first) } else { Err("the first call still runs") }
+    })
+    .await;
+    assert_eq!(first["status"], 400, "it was told to stop: {}", first["answer"]);
+    app.open("later").await;
+    let run = stage.ended_run_of(&event).await;
+    assert_eq!(run.completed(), "done");
+    let counts = app.steps_of(&run.id).await;
+    assert_eq!((counts["one"], counts["held"], counts["mid"]), (1, 2, 1), "{counts:?}");
 }

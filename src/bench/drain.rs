@@ -107,6 +107,28 @@ impl Plans for OneHandler {
     }
 }
 
+/// The default settings.
+pub(super) fn settings(concurrency: usize) -> Settings {
+    Settings {
+        concurrency,
+        calls: 1,
+        interval: Duration::from_secs(2),
+        lease: Duration::from_secs(30),
+        stall_after: Duration::from_secs(45),
+        stop_deadline: Duration::from_secs(10),
+        rules: Rules {
+            aging: Duration::from_secs(300),
+            fairness: Fairness::Drr,
+            low_share: 5,
+            first_window: 4,
+            prefetch: crate::drainer::PREFETCH_IN_ALL,
+            prefetch_bytes: 8 << 20,
+        },
+        retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
+        unsafe_eviction: false,
+    }
+}
+
 /// A drainer with the default settings.
 pub struct Running {
     stop: CancellationToken,
@@ -116,24 +138,7 @@ pub struct Running {
 impl Running {
     /// Starts draining `bus` into `probe`.
     pub fn start(bus: &Bus, probe: Arc<Probe>, concurrency: usize) -> Self {
-        let settings = Settings {
-            concurrency,
-            calls: 1,
-            interval: Duration::from_secs(2),
-            lease: Duration::from_secs(30),
-            stall_after: Duration::from_secs(45),
-            stop_deadline: Duration::from_secs(10),
-            rules: Rules {
-                aging: Duration::from_secs(300),
-                fairness: Fairness::Drr,
-                low_share: 5,
-                first_window: 4,
-                prefetch: crate::drainer::PREFETCH_IN_ALL,
-                prefetch_bytes: 8 << 20,
-            },
-            retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
-            unsafe_eviction: false,
-        };
+        let settings = settings(concurrency);
         let stop = CancellationToken::new();
         let drainer = Drainer::new(bus.separate(), settings, Arc::new(OneHandler(probe)));
         let task = tokio::spawn(drainer.run(stop.clone(), CancellationToken::new()));

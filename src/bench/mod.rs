@@ -9,9 +9,11 @@
 //! | `append_ids` | the same with caller's ids, each checked | the same |
 //! | `drain` | drainer with pauses, priorities and journal on, a handler that does nothing | 2 clients, `XREADGROUP` + `XACK` of 128 |
 //! | `idle_latency` | one event at a time: append called → handler called | – |
+//! | `functions` | runs of three steps on a Node app, and what passes between two calls | an echo of the same Node server |
 //! | `paused_backlog` | the same beside a paused family with a large backlog | the same without |
 
 mod drain;
+pub mod functions;
 mod latency;
 mod raw;
 
@@ -38,8 +40,10 @@ pub struct Plan {
     pub backlog: usize,
     /// Dispatches in flight of the drainer.
     pub concurrency: usize,
-    /// Scenarios to run; empty is all.
+    /// Scenarios to run; empty is all of Redis's.
     pub only: Vec<String>,
+    /// For `functions`, which is run only when asked for: it needs Node.
+    pub functions: Option<functions::FunctionsPlan>,
 }
 
 impl Plan {
@@ -99,6 +103,12 @@ pub enum Error {
     /// Redis failed.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// No `node_modules` with the SDK there.
+    #[error("there is no Inngest SDK in {}/node_modules", .0.display())]
+    NoSdk(std::path::PathBuf),
+    /// Something that is measured did not start.
+    #[error("{0}")]
+    Part(String),
     /// An append failed.
     #[error(transparent)]
     Append(#[from] crate::streams::append::Error),
@@ -130,6 +140,10 @@ pub async fn run(redis: &Redis, plan: &Plan, mut progress: impl FnMut(&str)) -> 
     if plan.wants("idle_latency") || plan.wants("paused_backlog") {
         progress("idle_latency, paused_backlog");
         scenarios.extend(latency::run(redis, plan).await?);
+    }
+    if let Some(plan) = &plan.functions {
+        progress("functions");
+        scenarios.extend(functions::run(redis, plan).await?);
     }
     Ok(Report { scenarios })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Context;
 use super::output::{Failure, Report};
 use super::render::{self, Human};
+use crate::bench::functions::FunctionsPlan;
 use crate::bench::{self, Plan, Scenario};
 use crate::diagnose::{Diagnose, Exit};
 use crate::streams::managed::{ManagedOptions, ManagedRedis};
@@ -17,6 +18,8 @@ impl Diagnose for bench::Error {
             Self::Redis(error) => error.code(),
             Self::Append(error) => error.code(),
             Self::TooSlow { .. } => "BENCH_TOO_SLOW",
+            Self::NoSdk(_) => "SDK_MISSING",
+            Self::Part(_) => "BENCH_FAILED",
         }
     }
 
@@ -24,7 +27,8 @@ impl Diagnose for bench::Error {
         match self {
             Self::Redis(error) => error.exit(),
             Self::Append(error) => error.exit(),
-            Self::TooSlow { .. } => Exit::Unhealthy,
+            Self::TooSlow { .. } | Self::Part(_) => Exit::Unhealthy,
+            Self::NoSdk(_) => Exit::NotFound,
         }
     }
 
@@ -32,6 +36,8 @@ impl Diagnose for bench::Error {
         match self {
             Self::Redis(error) => error.fix(),
             Self::Append(error) => error.fix(),
+            Self::NoSdk(_) => "Name a directory with the SDK: npm install inngest, then --sdk-dir .".into(),
+            Self::Part(_) => "Read the message; node must be on the PATH.".into(),
             Self::TooSlow { .. } => "Try a smaller run: joelclaw bench --events 20000 --backlog 100000".into(),
         }
     }
@@ -40,9 +46,21 @@ impl Diagnose for bench::Error {
 /// Measure appends, draining and latency beside the raw Redis ceiling
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Examples:\n  joelclaw bench\n  joelclaw bench --only drain --rounds 5\n  joelclaw bench --json > bench.json\n\nStarts a throwaway redis-server of its own (AOF everysec) and leaves nothing behind."
+    after_help = "Examples:\n  joelclaw bench\n  joelclaw bench --only drain --rounds 5\n  joelclaw bench functions --sdk-dir .\n  joelclaw bench --json > bench.json\n\nStarts a throwaway redis-server of its own (AOF everysec) and leaves nothing behind."
 )]
 pub struct Args {
+    /// `functions` for runs of a Node app with the Inngest SDK; without it, the scenarios of Redis
+    #[arg(value_name = "WHAT", value_parser = ["functions"])]
+    what: Option<String>,
+    /// For functions: a directory whose node_modules has the SDK
+    #[arg(long, value_name = "DIR", default_value = "tests/conformance/js")]
+    sdk_dir: std::path::PathBuf,
+    /// For functions: runs to measure
+    #[arg(long, default_value_t = 5_000)]
+    runs: usize,
+    /// For functions: calls in flight
+    #[arg(long, default_value_t = 100)]
+    in_flight: usize,
     /// Events per round of append and drain
     #[arg(long, default_value_t = 200_000)]
     events: usize,
@@ -77,6 +95,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         backlog: args.backlog,
         concurrency: context.config.drainer.concurrency,
         only: args.only.clone(),
+        functions: None,
+    };
+    let plan = match args.what {
+        None => plan,
+        // Of the other scenarios, none: a name that is none of theirs.
+        Some(_) => Plan {
+            only: vec!["functions".into()],
+            functions: Some(FunctionsPlan {
+                sdk_dir: args.sdk_dir.clone(),
+                runs: args.runs.max(100),
+                in_flight: args.in_flight.clamp(1, 10_000),
+                config: Box::new(context.config.clone()),
+            }),
+            ..plan
+        },
     };
     let report = match &args.throwaway_redis {
         Some(url) => {

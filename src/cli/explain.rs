@@ -33,6 +33,27 @@ const CODES: &[Code] = &[
         "Use more characters, or the event id where two lanes share a stream id.",
     ),
     code(
+        "APP_DISAGREES",
+        "An app serves other functions than are registered, or does not say what it serves.",
+        "Ask it with `joelclaw refresh`; the message says why it could not be asked.",
+    ),
+    code(
+        "APP_MOVED",
+        "A second URL registered an app of the same name, and its calls go there now.",
+        "Give each app an id of its own, or stop the one that is not wanted.",
+    ),
+    code("APP_NOT_FOUND", "No app of this name has registered.", "See the apps with `joelclaw functions`."),
+    code(
+        "APP_SILENT",
+        "An app did not answer when it was last asked. Its runs wait, nothing is lost.",
+        "Start it, or see what it answers with `joelclaw inngest status`.",
+    ),
+    code(
+        "BENCH_FAILED",
+        "Something that was to be measured did not start or did not answer.",
+        "Read the message; for `bench functions`, node must be on the PATH.",
+    ),
+    code(
         "BENCH_TOO_SLOW",
         "A measured rate is below what was asked for.",
         "Compare with the raw ceiling that the bench prints: a loaded machine or a slow disk shows there too.",
@@ -88,6 +109,26 @@ const CODES: &[Code] = &[
         "EVENT_KEY_MISSING",
         "INNGEST_URL names an external server but INNGEST_EVENT_KEY is not set, so every dispatch there would fail.",
         "Set INNGEST_EVENT_KEY, or unset INNGEST_URL.",
+    ),
+    code(
+        "EVENT_NOT_FOUND",
+        "No such event is stored: it was trimmed, or never sent.",
+        "See the latest ones with `joelclaw events`.",
+    ),
+    code(
+        "EVENT_UNMATCHED",
+        "The event is stored, but no function and no route wants it, so it started nothing.",
+        "See with `joelclaw functions` what would start something; it is kept until something wants it.",
+    ),
+    code(
+        "FUNCTION_NOT_FOUND",
+        "No app serves a function of this name.",
+        "See them with `joelclaw functions`; an app that was started lately is found by `joelclaw refresh`.",
+    ),
+    code(
+        "FUNCTION_WARNING",
+        "A function was registered in a way that most likely is a mistake, such as a constant key without quotes.",
+        "Change its definition as the message says.",
     ),
     code("INPUT_UNREADABLE", "A file of events or data can't be read.", "Name a readable file, or - for stdin."),
     code(
@@ -248,11 +289,32 @@ const CODES: &[Code] = &[
         "Write redis://user:password@host:6379/0, rediss://… or unix:///path/redis.sock.",
     ),
     code(
+        "REGISTRATION_EMPTY",
+        "No app has registered a function.",
+        "Start an app, then `joelclaw refresh`; `joelclaw up --sdk-url <url>` asks one that does not register itself.",
+    ),
+    code(
         "REGISTRY_INVALID",
         "The registry file says something that is not possible. A running service keeps the last good one.",
         "See every problem with `joelclaw queue registry check`.",
     ),
     code("REGISTRY_UNREADABLE", "The registry file can't be read.", "Correct its path or its permissions."),
+    code(
+        "SDK_MISSING",
+        "`bench functions` runs a Node app with the Inngest SDK, and there is none in the directory that was named.",
+        "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",
+    ),
+    code(
+        "RUN_ALREADY_ENDED",
+        "The run has ended, so it can't be cancelled.",
+        "See how it ended with `joelclaw run <id>`.",
+    ),
+    code("RUN_FAILED", "A run that the event started has failed.", "See why with `joelclaw run <id>`."),
+    code(
+        "RUN_NOT_FOUND",
+        "No such run is stored: ended ones stay for FUNCTIONS_RETAIN and FUNCTIONS_RETAIN_FAILED.",
+        "See the latest ones with `joelclaw runs`.",
+    ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
         "SIGNING_KEY_INVALID",
@@ -268,6 +330,11 @@ const CODES: &[Code] = &[
         "TOO_MANY_FAMILIES",
         "There are QUEUE_MAX_FAMILIES event names already.",
         "Put ids into the data, not into the name; or raise the limit.",
+    ),
+    code(
+        "TRIGGER_ARCHIVED",
+        "An event starts nothing because its function is not served any more.",
+        "Start the app that served it, or send another event.",
     ),
     code("UNKNOWN_COMMAND", "There is no such command.", "See `joelclaw --help`."),
     code("UNKNOWN_ERROR", "An error without a code of its own.", "Inspect the message and retry."),

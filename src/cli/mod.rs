@@ -11,6 +11,7 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod explain;
+pub mod functions;
 pub mod output;
 pub mod queue;
 pub mod render;
@@ -102,6 +103,22 @@ pub enum Configured {
     Queue(Box<queue::Args>),
     /// Count what became of every accepted event: lost must be 0
     Verify(verify::Args),
+    /// Send an event to functions, and follow the runs that it starts
+    Send(functions::send::Args),
+    /// The functions that apps serve: triggers, flow control, last run, what is wrong
+    Functions(functions::list::Args),
+    /// The latest runs of functions
+    Runs(functions::runs::Args),
+    /// Everything about one run; cancel it, or run it once more
+    Run(functions::run::Args),
+    /// The latest events and the runs that they started
+    Events(functions::events::Args),
+    /// One event and the runs that it started
+    Event(functions::event::Args),
+    /// Ask every app what it serves and make the registry agree
+    Refresh(functions::refresh::Args),
+    /// Look after what serves functions
+    Inngest(functions::inngest::Args),
     /// Measure the pipeline
     Bench(bench::Args),
 }
@@ -111,7 +128,7 @@ impl Configured {
     fn is_service(&self) -> bool {
         match self {
             Self::Up(_) | Self::Serve(_) | Self::Drainer(_) => true,
-            Self::Config(_) | Self::Queue(_) | Self::Verify(_) | Self::Bench(_) => false,
+            _ => false,
         }
     }
 
@@ -132,7 +149,12 @@ impl Configured {
 
     /// Prints as it goes, so that nothing is left to repeat or to print at its end.
     fn is_stream(&self) -> bool {
-        matches!(self, Self::Queue(args) if args.is_stream())
+        match self {
+            Self::Queue(args) => args.is_stream(),
+            // Not to be repeated: each time would be another event.
+            Self::Send(_) => true,
+            _ => false,
+        }
     }
 
     async fn run(&self, context: &Context) -> Ending {
@@ -150,6 +172,14 @@ impl Configured {
             Self::Config(args) => config::run(args, context),
             Self::Queue(args) => return queue::run(args, context).await,
             Self::Verify(args) => verify::run(args, context).await,
+            Self::Send(args) => return functions::send::run(args, context).await,
+            Self::Functions(args) => functions::list::run(args, context).await,
+            Self::Runs(args) => functions::runs::run(args, context).await,
+            Self::Run(args) => functions::run::run(args, context).await,
+            Self::Events(args) => functions::events::run(args, context).await,
+            Self::Event(args) => functions::event::run(args, context).await,
+            Self::Refresh(args) => functions::refresh::run(args, context).await,
+            Self::Inngest(args) => functions::inngest::run(args, context).await,
             Self::Bench(args) => bench::run(args, context).await,
         })
     }

@@ -96,6 +96,14 @@ async fn tick_once(
     let ordered = without_older_work(bus, session, ordered, &lanes).await?;
     let now_ms = bus.now_ms().await?;
     let sessions = bus.sessions().await?;
+    for other in &sessions {
+        let is_gone = other.id != session && other.details.as_ref().is_some_and(super::home::is_gone);
+        if is_gone && !expired.contains(&other.id) {
+            // Its lease ends now: nobody is there to renew it.
+            bus.close_session(&other.id, true).await?;
+            expired.push(other.id.clone());
+        }
+    }
     if shared.orphan_check_is_due() {
         // A consumer that holds entries but has no session at all: its zset member was lost or removed by hand.
         let holders = bus.holders(&lanes).await?;

@@ -15,6 +15,7 @@
 
 pub mod clock;
 pub mod handlers;
+mod home;
 mod housekeeping;
 mod outbox;
 pub mod plan;

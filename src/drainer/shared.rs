@@ -63,6 +63,7 @@ impl Shared {
         serde_json::json!({
             "host": host(),
             "pid": std::process::id(),
+            "home": super::home::of_this_process(),
             "version": env!("CARGO_PKG_VERSION"),
             "startedAtMs": self.started_ms,
             "registryHash": registry,

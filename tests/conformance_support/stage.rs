@@ -71,20 +71,29 @@ pub struct Stage {
 impl Stage {
     /// Without keys, as in development.
     pub async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, &[]).await
+    }
+
+    /// The same with settings of its own, as in the env file.
+    pub async fn configured(settings: &[(&str, &str)]) -> Self {
+        Self::start_with(None, settings).await
     }
 
     /// With signing key and event key, as in production.
     pub async fn keyed() -> Self {
-        Self::start_with(Some(Keys::default())).await
+        Self::start_with(Some(Keys::default()), &[]).await
     }
 
-    async fn start_with(keys: Option<Keys>) -> Self {
+    async fn start_with(keys: Option<Keys>, settings: &[(&str, &str)]) -> Self {
         let redis = TestRedis::start().await;
         let port = free_port();
         let mut joelclaw = Joelclaw::new(&redis.url()).env("INNGEST_RETRY_INTERVAL", "1");
         joelclaw.env_file_line("WORKER_PORT", &port.to_string());
+        joelclaw.env_file_line("INNGEST_PORT", "0"); // One port is enough, and others want the usual one.
         joelclaw.env_file_line("QUEUE_DRAIN_INTERVAL_MS", "100");
+        for (key, value) in settings {
+            joelclaw.env_file_line(key, value);
+        }
         if let Some(keys) = &keys {
             joelclaw = joelclaw
                 .env("INNGEST_DEV", "0")

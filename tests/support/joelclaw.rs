@@ -100,6 +100,8 @@ impl Joelclaw {
             .env("TMPDIR", "/tmp")
             .env("TZ", "UTC")
             .env("RUST_BACKTRACE", "1")
+            // Only one of the tests that run at once could have the port.
+            .env("INNGEST_PORT", "0")
             .env("SYSTEM_BUS_ENV_FILE", self.env_file())
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .current_dir(self.home.path())

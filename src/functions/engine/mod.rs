@@ -22,6 +22,7 @@ pub mod event;
 mod events;
 mod finish;
 pub mod ops;
+mod overhead;
 pub mod sync;
 mod timers;
 mod upkeep;
@@ -43,6 +44,7 @@ use crate::streams::bus::Bus;
 use crate::streams::redis::Error as RedisError;
 
 pub use events::EventHandler;
+pub use overhead::Overhead;
 pub use work::WorkHandler;
 
 /// Expressions kept compiled at most.
@@ -88,6 +90,8 @@ struct Inner {
     expressions: Mutex<HashMap<String, Result<Expr, ExprError>>>,
     /// Apps that could not be reached: since when.
     away: Mutex<HashMap<String, Instant>>,
+    /// Between an answer and the next request, and of a checkpoint.
+    overhead: overhead::Recorder,
     /// The process is to stop: no further call is begun.
     stop: CancellationToken,
 }
@@ -118,6 +122,7 @@ impl Engine {
             drifted: Notify::new(),
             expressions: Mutex::default(),
             away: Mutex::default(),
+            overhead: overhead::Recorder::default(),
             stop,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -139,6 +144,22 @@ impl Engine {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// What the engine adds between an answer of an app and its next request to it.
+    #[must_use]
+    pub fn overhead(&self) -> Overhead {
+        self.inner.overhead.read()
+    }
+
+    /// Measures from here on.
+    pub fn forget_overhead(&self) {
+        self.inner.overhead.forget();
+    }
+
+    /// Notes how long a step took to be stored and followed up.
+    pub(in crate::functions) fn note_overhead(&self, took: Duration) {
+        self.inner.overhead.record(took);
     }
 
     /// What a process with the drainer's part does beside dispatching: timers, upkeep, asking apps. Ends with `stop`.

@@ -36,6 +36,17 @@ pub struct Asked {
     pub problem: Option<String>,
 }
 
+/// What an app answered.
+enum Said {
+    /// What it serves.
+    Functions(Box<Registration>),
+    /// Nothing: it registered by itself.
+    Registered {
+        /// That changed the registry.
+        modified: bool,
+    },
+}
+
 impl Engine {
     pub(super) async fn keep_apps_in_step(&self, stop: CancellationToken) {
         let mut pending: Vec<String> = self.settings().app_urls.clone();
@@ -119,6 +130,31 @@ impl Engine {
     }
 
     async fn put(&self, url: &str, base: &Asked) -> Result<Asked, String> {
+        let registration = match self.fetch(url).await? {
+            Said::Functions(registration) => registration,
+            Said::Registered { modified } => return Ok(Asked { modified, ..base.clone() }),
+        };
+        let registered = self.registry().register(&registration).await.map_err(|error| chain(&error))?;
+        Ok(Asked {
+            app: Some(registration.app.name.clone()),
+            modified: registered.modified,
+            functions: Some(registration.functions.len()),
+            ..base.clone()
+        })
+    }
+
+    /// What one app says that it serves, without making the registry agree. `None` from an SDK that registers by itself
+    /// instead of saying so; the error says why there is no answer.
+    pub async fn look(&self, url: &str, within: Duration) -> Result<Option<Registration>, String> {
+        match tokio::time::timeout(within.min(TIMEOUT), self.fetch(url)).await {
+            Ok(Ok(Said::Functions(registration))) => Ok(Some(*registration)),
+            Ok(Ok(Said::Registered { .. })) => Ok(None),
+            Ok(Err(problem)) => Err(problem),
+            Err(_) => Err(format!("no answer within {} ms", within.min(TIMEOUT).as_millis())),
+        }
+    }
+
+    async fn fetch(&self, url: &str) -> Result<Said, String> {
         let body = serde_json_canonicalizer::to_string(&json!({ "url": url })).map_err(|error| error.to_string())?;
         let keys = &self.settings().keys;
         let kind = if keys.is_keyed() { "cloud" } else { "dev" };
@@ -158,18 +194,12 @@ impl Engine {
         if !in_band {
             // It registered by itself while it was asked, or refused to do it in band.
             return match document.get("modified") {
-                Some(modified) => Ok(Asked { modified: modified == true, ..base.clone() }),
-                None if is_sdk => Ok(base.clone()),
+                Some(modified) => Ok(Said::Registered { modified: modified == true }),
+                None if is_sdk => Ok(Said::Registered { modified: false }),
                 None => Err("what answers there is no Inngest SDK".into()),
             };
         }
         let registration = Registration::parse(&document, Some(url)).map_err(|error| error.to_string())?;
-        let registered = self.registry().register(&registration).await.map_err(|error| chain(&error))?;
-        Ok(Asked {
-            app: Some(registration.app.name.clone()),
-            modified: registered.modified,
-            functions: Some(registration.functions.len()),
-            ..base.clone()
-        })
+        Ok(Said::Functions(Box::new(registration)))
     }
 }

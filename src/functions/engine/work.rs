@@ -90,12 +90,13 @@ impl Engine {
             Ok(None) => return Outcome::Done,
             Err(error) => return retry(&error),
         };
+        let mut answered = None;
         loop {
             // What is stored so far goes on with whoever is handed the entry.
             if self.inner.stop.is_cancelled() {
                 return Outcome::Cancelled;
             }
-            begun = match self.call_once(begun, entry).await {
+            begun = match self.call_once(begun, entry, &mut answered).await {
                 After::GoOn(next) => next,
                 After::Done => return Outcome::Done,
                 After::Retry(error) => return retry(&error),
@@ -103,13 +104,14 @@ impl Engine {
         }
     }
 
-    async fn call_once(&self, begun: Begun, entry: &str) -> After {
+    /// `answered` is when the call before this one was, and then when this one was.
+    async fn call_once(&self, begun: Begun, entry: &str, answered: &mut Option<Instant>) -> After {
         let snapshot = self.registry().current();
         let Some(function) = snapshot.function(&begun.run.function).cloned() else {
             return self.without_function(&begun, entry).await;
         };
         let context = Context { engine: self, begun: &begun, function: &function, snapshot: &snapshot, entry };
-        let answer = self.call_function(&begun, &function).await;
+        let answer = self.call_function(&begun, &function, answered).await;
         if !matches!(answer, Answer::Unreached(_)) {
             self.reached(&function.app);
         }
@@ -139,7 +141,7 @@ impl Engine {
         self.settle(&context, applied).await
     }
 
-    async fn call_function(&self, begun: &Begun, function: &Function) -> Answer {
+    async fn call_function(&self, begun: &Begun, function: &Function, answered: &mut Option<Instant>) -> Answer {
         let ticket = Ticket::new(&begun.run.id, &begun.thread);
         let step = if begun.thread == DISCOVERY { "step" } else { &begun.thread };
         let settings = self.settings();
@@ -153,7 +155,12 @@ impl Engine {
             generation: begun.generation,
             ticket: &ticket,
         };
-        let reply = call.send(body(begun, function, &ticket)).await;
+        let body = body(begun, function, &ticket);
+        if let Some(at) = *answered {
+            self.note_overhead(at.elapsed());
+        }
+        let reply = call.send(body).await;
+        *answered = Some(Instant::now());
         classify(reply, &settings.keys, chrono::Utc::now())
     }
 

@@ -122,14 +122,17 @@ impl<'a> Evaluation<'a> {
     }
 
     fn fold(&mut self, fold: &'a Fold) -> Result<Val<'a>, EvalError> {
-        let range = self.value(&fold.range)?.into_value();
+        let range = self.value(&fold.range)?;
+        if range.as_value().is_none() {
+            return Ok(Val::own(false));
+        }
+        let range = range.into_value();
         let pairs: Vec<(Value, Value)> = match range {
             Value::Array(items) if fold.value.is_some() => {
                 items.into_iter().enumerate().map(|(index, item)| (index.into(), item)).collect()
             }
             Value::Array(items) => items.into_iter().map(|item| (item, Value::Null)).collect(),
             Value::Object(members) => members.into_iter().map(|(key, value)| (key.into(), value)).collect(),
-            // Nothing to go over: a missing field.
             Value::Null => Vec::new(),
             other => return Err(EvalError(format!("{} can't be gone over", super::values::kind(&other)))),
         };

@@ -108,8 +108,12 @@ pub(super) fn call<'a>(name: &str, args: Vec<Val<'a>>, now_ms: i64) -> Result<Va
         ("timestamp" | "date", [value]) => instant(value).map(Val::own).ok_or_else(wrong),
         ("duration", [Value::String(text)]) => signed(text).map(Val::own).ok_or_else(wrong),
         ("now", []) => Ok(Val::own(now_ms)),
-        ("now_plus", [Value::String(text)]) => signed(text).map(|ms| Val::own(now_ms + ms)).ok_or_else(wrong),
-        ("now_minus", [Value::String(text)]) => signed(text).map(|ms| Val::own(now_ms - ms)).ok_or_else(wrong),
+        ("now_plus", [Value::String(text)]) => {
+            signed(text).map(|ms| Val::own(now_ms.saturating_add(ms))).ok_or_else(wrong)
+        }
+        ("now_minus", [Value::String(text)]) => {
+            signed(text).map(|ms| Val::own(now_ms.saturating_sub(ms))).ok_or_else(wrong)
+        }
         ("lowercase" | "lowerAscii", [Value::String(text)]) => Ok(Val::own(text.to_lowercase())),
         ("uppercase" | "upperAscii", [Value::String(text)]) => Ok(Val::own(text.to_uppercase())),
         ("trim", [Value::String(text)]) => Ok(Val::own(text.trim())),

@@ -39,7 +39,22 @@ pub(super) struct Fold {
     pub result: Node,
 }
 
+/// Sources up to this many bytes are parsed on the caller's stack.
+const SHORT: usize = 256;
+/// Stack for longer ones: the parser recurses once per operator of a chain.
+const STACK_BYTES: usize = 64 << 20;
+
 pub(super) fn parse(text: &str) -> Result<Node, ExprError> {
+    if text.len() <= SHORT {
+        return parse_here(text);
+    }
+    let owned = text.to_owned();
+    let parsing = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || parse_here(&owned));
+    let failed = || ExprError::new("it can't be parsed");
+    parsing.map_err(|_| failed())?.join().map_err(|_| failed())?
+}
+
+fn parse_here(text: &str) -> Result<Node, ExprError> {
     // The parser is somebody else's: a panic of it must not be ours.
     let program = catch_unwind(AssertUnwindSafe(|| Program::compile(text)))
         .map_err(|_| ExprError::new("it can't be parsed"))?

@@ -94,7 +94,7 @@ fn functions_and_macros() {
         "event.data.list.filter(x, x > 1) == [2, 3]",
         "event.data.list.map(x, x * 2) == [2, 4, 6]",
         "event.data.items.exists(i, i.id == 2 && !i.ok)",
-        "!event.data.no.exists(x, true)",
+        "!event.data.no.exists(x, true) && !event.data.no.all(x, true)",
         "event.data.s.startsWith('te') && event.data.s.endsWith('xt') && event.data.s.matches('^t.*t$')",
         "'TEXT'.lowerAscii() == lowercase('Text') && uppercase('x') == 'X'",
         "int('7') == 7 && double('1.5') == 1.5 && string(5) == '5' && bool('true') && uint(3) == 3",
@@ -170,6 +170,19 @@ fn only_a_boolean_matches() {
     assert_eq!(matches("event.data.no"), Ok(false));
     assert!(matches("event.data.n").is_err());
     assert!(matches("event.data.s").is_err());
+}
+
+#[test]
+fn extreme_numbers_and_texts_are_errors_at_most() {
+    for text in
+        ["-9223372036854775808 / -1", "-9223372036854775808 % -1", "9223372036854775807 + 1", "now_plus('100000000w')"]
+    {
+        let _ = value(text);
+    }
+    let doubling = format!("[event.data.s]{}", ".map(a, a + a)".repeat(40));
+    assert!(value(&doubling).is_err());
+    let chain = vec!["1"; 2000].join("<");
+    assert!(Expr::parse(&chain).is_err(), "too deep, but no crash");
 }
 
 #[test]

@@ -7,6 +7,11 @@ use serde_json::{Number, Value};
 
 use super::EvalError;
 
+/// Longest text that `+` makes, bytes: a chain of doublings must end.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Longest list that `+` makes.
+const MAX_ITEMS: usize = 100_000;
+
 /// A value, or the absence of one: a field that is not there.
 #[derive(Debug, Clone)]
 pub(super) enum Val<'a> {
@@ -170,9 +175,16 @@ pub(super) fn add<'a>(one: Val<'a>, other: Val<'a>) -> Result<Val<'a>, EvalError
         (Some(_), None) | (Some(_), Some(Value::Null)) => return Ok(one),
         (Some(left), Some(right)) => (left, right),
     };
+    let joined = |text: String| match text.len() {
+        0..=MAX_TEXT_BYTES => Ok(Val::own(text)),
+        _ => Err(EvalError(format!("a text may grow to {MAX_TEXT_BYTES} bytes"))),
+    };
     match (left, right) {
-        (Value::String(left), right) => Ok(Val::own(format!("{left}{}", text(&Val::borrowed(right))))),
-        (left, Value::String(right)) => Ok(Val::own(format!("{}{right}", text(&Val::borrowed(left))))),
+        (Value::String(left), right) => joined(format!("{left}{}", text(&Val::borrowed(right)))),
+        (left, Value::String(right)) => joined(format!("{}{right}", text(&Val::borrowed(left)))),
+        (Value::Array(left), Value::Array(right)) if left.len() + right.len() > MAX_ITEMS => {
+            Err(EvalError(format!("a list may grow to {MAX_ITEMS} items")))
+        }
         (Value::Array(left), Value::Array(right)) => Ok(Val::own(left.iter().chain(right).cloned().collect::<Value>())),
         _ => arithmetic("+", &one, &other),
     }
@@ -189,7 +201,7 @@ pub(super) fn arithmetic<'a>(operator: &str, one: &Val<'a>, other: &Val<'a>) -> 
             "+" => left.checked_add(right),
             "-" => left.checked_sub(right),
             "*" => left.checked_mul(right),
-            "/" if right != 0 && left % right == 0 => Some(left / right),
+            "/" if left.checked_rem(right) == Some(0) => left.checked_div(right),
             "%" => left.checked_rem(right),
             _ => None,
         };

@@ -42,6 +42,7 @@ async fn asynchronous(
     Path(run): Path<String>,
     body: Bytes,
 ) -> Result<axum::Json<Value>, Problem> {
+    let began = std::time::Instant::now();
     let report: Report =
         serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
     let Some((owner, thread)) = Ticket::read(&report.qi_id).filter(|(owner, _)| *owner == run) else {
@@ -79,7 +80,10 @@ async fn asynchronous(
         );
     }
     match engine.runs().advance(advance).await? {
-        Advanced::On { .. } => Ok(axum::Json(json!({}))),
+        Advanced::On { .. } => {
+            engine.note_overhead(began.elapsed());
+            Ok(axum::Json(json!({})))
+        }
         Advanced::Limit(which) => {
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the run's limit of {which} is reached")))
         }

@@ -135,3 +135,28 @@ pub async fn at(bus: &Bus, lane: &Lane, entry: EntryId) -> Result<Option<Stored>
         bus.redis.query(redis::cmd("XRANGE").arg(bus.keys.lane(lane)).arg(&id).arg(&id)).await?;
     Ok(read(lane, reply).pop())
 }
+
+/// Events whose public id begins so, by the time that such a beginning tells.
+pub async fn starting_with(bus: &Bus, prefix: &str) -> Result<Vec<Stored>, Error> {
+    let prefix = prefix.to_ascii_uppercase();
+    // The first ten characters are the time: what is not given is open.
+    let whole = |fill: char| ids::parse(&prefix.chars().chain(std::iter::repeat(fill)).take(26).collect::<String>());
+    let (Some(first), Some(last)) = (whole('0'), whole('Z')) else { return Ok(Vec::new()) };
+    let from = first.timestamp_ms().saturating_sub(SLACK_MS);
+    let to = last.timestamp_ms().saturating_add(SLACK_MS);
+    let lanes: Vec<Lane> =
+        bus.lanes().await?.into_iter().filter(|lane| !lane.family.as_str().starts_with(WORK)).collect();
+    if lanes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = redis::pipe();
+    for lane in &lanes {
+        pipeline.cmd("XRANGE").arg(bus.keys.lane(lane)).arg(from).arg(to).arg("COUNT").arg(LOOK);
+    }
+    let mut found = Vec::new();
+    for (lane, value) in lanes.iter().zip(bus.redis.pipeline(&pipeline).await?) {
+        let rows = read(lane, redis::from_redis_value(value).unwrap_or_default());
+        found.extend(rows.into_iter().filter(|stored| stored.event.public_id.starts_with(&prefix)));
+    }
+    Ok(found)
+}

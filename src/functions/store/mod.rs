@@ -20,6 +20,7 @@
 mod advance;
 pub mod history;
 mod list;
+mod outlook;
 mod read;
 pub mod scripts;
 
@@ -37,6 +38,7 @@ use crate::streams::redis::{Error, ScriptCall};
 
 pub use advance::{Advance, Advanced, End, Guard};
 pub use list::{Filter, Moment, Page};
+pub use outlook::{Pending, Signs};
 pub use read::{Ending, Run, Status};
 
 /// Families that hold work items instead of events: `inngest/fn:<slug>`.

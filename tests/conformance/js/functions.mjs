@@ -337,6 +337,17 @@ export function functions({ sdk, define, major, set }) {
     });
     return { sum: await run("two", () => one + held) };
   });
+  // Its first execution of `held` is overtaken by the second, which does not wait.
+  fn("overtaken", {}, async ({ run, step, runId }) => {
+    await run("one", () => null);
+    await run("held", async () => {
+      if (isToFail(`${runId}/held`, 1)) await pass("overtaken");
+    });
+    await run("mid", () => null);
+    await step.sleep("nap", "1s");
+    await run("later", () => pass("later"));
+    return "done";
+  });
   fn("journey", { retries: 10 }, async ({ run, event }) => {
     const { steps, ms } = event.data;
     let sum = 0;

@@ -175,7 +175,7 @@ fn sentence(accepted: &Accepted) -> String {
 }
 
 /// The text of `-d` and its like: as it is, `@file`, or `-`.
-pub(in crate::cli::queue) fn read_data(asked: &str) -> Result<String, Failure> {
+pub(in crate::cli) fn read_data(asked: &str) -> Result<String, Failure> {
     let unreadable = |name: &str, error: io::Error| {
         Failure::new("INPUT_UNREADABLE", Exit::Usage, format!("{name} can't be read: {error}"), "Name a readable file.")
     };

@@ -34,7 +34,7 @@ pub async fn run(command: &Command, context: &Context) -> Result<Report, Failure
 }
 
 /// Who changes something: as asked, else the command with user and host.
-pub(super) fn actor(asked: Option<&str>, context: &Context) -> String {
+pub(in crate::cli) fn actor(asked: Option<&str>, context: &Context) -> String {
     let named = asked.map(str::trim).filter(|actor| !actor.is_empty());
     named.map_or_else(
         || {

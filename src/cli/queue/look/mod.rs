@@ -56,7 +56,7 @@ pub(super) fn inspect_action(id: &str, description: &str) -> NextAction {
 }
 
 /// A moment as people and scripts read it.
-pub(super) fn iso(ms: u64) -> Option<String> {
+pub(in crate::cli) fn iso(ms: u64) -> Option<String> {
     let at = i64::try_from(ms).ok().and_then(DateTime::<Utc>::from_timestamp_millis)?;
     Some(at.to_rfc3339_opts(SecondsFormat::Millis, true))
 }

@@ -13,7 +13,7 @@ use super::{Scope, limits};
 #[derive(Default)]
 pub(super) struct Queries;
 
-#[Object]
+#[Object(name = "AppQueries")]
 impl Queries {
     /// Every app.
     #[graphql(complexity = "limits::times(5, child_complexity)")]

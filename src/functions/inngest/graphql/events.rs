@@ -23,7 +23,7 @@ const RUNS: usize = 20;
 #[derive(Default)]
 pub(super) struct Queries;
 
-#[Object]
+#[Object(name = "EventQueries")]
 impl Queries {
     /// One event; nothing when there is none with this id.
     async fn event(&self, ctx: &Context<'_>, query: EventQuery) -> Result<Option<Event>> {

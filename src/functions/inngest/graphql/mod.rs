@@ -182,3 +182,15 @@ fn invalid(text: impl Into<String>) -> async_graphql::Error {
 fn missing(text: impl Into<String>) -> async_graphql::Error {
     said("NOT_FOUND", text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two types of one name are found only when the schema is made, which is when the server starts.
+    #[test]
+    fn the_schema_can_be_made() {
+        let api: Api = Schema::build(Query::default(), mutations::Mutation, EmptySubscription).finish();
+        assert!(api.sdl().contains("runTrace"));
+    }
+}

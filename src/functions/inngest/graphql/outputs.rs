@@ -53,7 +53,7 @@ impl Of {
 #[derive(Default)]
 pub(super) struct Queries;
 
-#[Object]
+#[Object(name = "OutputQueries")]
 impl Queries {
     /// What a span ended with.
     #[graphql(name = "runTraceSpanOutputByID")]

@@ -24,7 +24,7 @@ const LOOK: usize = 10_000;
 #[derive(Default)]
 pub(super) struct Queries;
 
-#[Object]
+#[Object(name = "RunListQueries")]
 impl Queries {
     /// Runs, newest first, of the last 24 h, unless asked otherwise.
     #[graphql(complexity = "limits::times(limits::page(first, FIRST), child_complexity)")]

@@ -18,7 +18,7 @@ const SCHEDULED: &str = "inngest/scheduled.timer";
 #[derive(Default)]
 pub(super) struct Queries;
 
-#[Object]
+#[Object(name = "RunQueries")]
 impl Queries {
     /// One run; nothing when there is none with this id.
     async fn run(&self, ctx: &Context<'_>, #[graphql(name = "runID")] run_id: String) -> Result<Option<RunV2>> {

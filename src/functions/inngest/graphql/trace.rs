@@ -13,7 +13,7 @@ use super::{Scope, failed, limits, missing, runs};
 #[derive(Default)]
 pub(super) struct Queries;
 
-#[Object]
+#[Object(name = "TraceQueries")]
 impl Queries {
     /// What a run did, as a tree.
     #[graphql(complexity = "limits::times(1, child_complexity) + limits::TRACE")]
