@@ -284,35 +284,23 @@ async fn pages_of_runs_and_events_show_each_once() {
     for event in &events {
         shop.run_of(event, "RUNNING").await;
     }
-    for order in ["QUEUED_AT,direction:DESC", "QUEUED_AT,direction:ASC", "STARTED_AT,direction:DESC"] {
+    for (field, time, direction) in
+        [("QUEUED_AT", "queuedAt", "DESC"), ("QUEUED_AT", "queuedAt", "ASC"), ("STARTED_AT", "startedAt", "DESC")]
+    {
         let query = format!(
-            "query Page($after:String) {{ runs(first:3, after:$after, orderBy:[{{field:{order}}}], filter:{{from:\"{}\", appIDs:[\"shop\"]}}) \
-             {{ totalCount pageInfo {{ hasNextPage endCursor }} edges {{ cursor node {{ triggerIDs }} }} }} }}",
+            "query Page($after:String) {{ runs(first:3, after:$after, filter:{{from:\"{}\", appIDs:[\"shop\"]}}, \
+             orderBy:[{{field:{field},direction:{direction}}}]) \
+             {{ totalCount pageInfo {{ hasNextPage endCursor }} edges {{ cursor node {{ triggerIDs {time} }} }} }} }}",
             minutes_ago(5)
         );
-        let (mut seen, mut after) = (Vec::new(), Value::Null);
-        loop {
-            let page = shop.query_with(&query, json!({"after": after})).await["runs"].clone();
-            assert_eq!(page["totalCount"], 7);
-            seen.extend(page["edges"].as_array().unwrap().iter().map(|edge| edge["node"]["triggerIDs"][0].clone()));
-            after = page["pageInfo"]["endCursor"].clone();
-            if page["pageInfo"]["hasNextPage"] == false {
-                break;
-            }
+        let nodes = every_page(&shop, &query, "runs", Some(7)).await;
+        let mut times: Vec<i64> = nodes.iter().map(|node| ms(&node[time])).collect();
+        if direction == "DESC" {
+            times.reverse();
         }
-        let mut expected: Vec<Value> = events.iter().map(|id| json!(id)).collect();
-        if order.ends_with("DESC") {
-            expected.reverse();
-        }
-        let sorted = |mut ids: Vec<Value>| {
-            ids.sort_by_key(ToString::to_string);
-            ids
-        };
-        // Runs of different events may start in any order.
-        match order.starts_with("QUEUED") {
-            true => assert_eq!(seen, expected, "{order}"),
-            false => assert_eq!(sorted(seen), sorted(expected), "{order}"),
-        }
+        assert!(times.is_sorted(), "{field} {direction}: {times:?}");
+        let ids = nodes.iter().map(|node| node["triggerIDs"][0].as_str().unwrap());
+        assert_eq!(sorted(ids), sorted(events.iter().map(String::as_str)), "{field} {direction}");
     }
     let some = "{ runs(filter:{query:\"event.data.n >= 5\"}) { totalCount edges { node { triggerIDs } } } }";
     assert_eq!(shop.query(some).await["runs"]["totalCount"], 2);
@@ -320,17 +308,30 @@ async fn pages_of_runs_and_events_show_each_once() {
     assert_eq!(code, "BAD_USER_INPUT", "{message}");
     let query = "query Page($after:String) { eventsV2(first:3, after:$after, filter:{eventNames:[\"shop/waits\"]}) \
                  { pageInfo { hasNextPage endCursor } edges { node { id } } } }";
-    let (mut seen, mut after) = (Vec::new(), Value::Null);
+    let nodes = every_page(&shop, query, "eventsV2", None).await;
+    events.reverse();
+    let seen: Vec<&str> = nodes.iter().map(|node| node["id"].as_str().unwrap()).collect();
+    assert_eq!(seen, events);
+}
+
+fn sorted<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut ids: Vec<&str> = ids.collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The nodes of all pages, one after the other.
+async fn every_page(shop: &Shop, query: &str, field: &str, total: Option<u64>) -> Vec<Value> {
+    let (mut nodes, mut after) = (Vec::new(), Value::Null);
     loop {
-        let page = shop.query_with(query, json!({"after": after})).await["eventsV2"].clone();
-        seen.extend(page["edges"].as_array().unwrap().iter().map(|edge| edge["node"]["id"].clone()));
+        let page = shop.query_with(query, json!({"after": after})).await[field].clone();
+        assert_eq!(page["totalCount"].as_u64(), total, "{page}");
+        nodes.extend(page["edges"].as_array().unwrap().iter().map(|edge| edge["node"].clone()));
         after = page["pageInfo"]["endCursor"].clone();
         if page["pageInfo"]["hasNextPage"] == false {
-            break;
+            return nodes;
         }
     }
-    events.reverse();
-    assert_eq!(json!(seen), json!(events));
 }
 
 #[tokio::test(flavor = "multi_thread")]

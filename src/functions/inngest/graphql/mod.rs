@@ -125,9 +125,10 @@ fn is_from_a_web_page(headers: &HeaderMap) -> bool {
     !is_json && headers.contains_key(header::ORIGIN)
 }
 
-/// Gives `code` to the errors of a query that was not run; those of fields have their own and a path.
+/// Gives a code to errors that have none: `code` where the query was not run, else it is an argument that can't be read.
 fn coded(mut response: async_graphql::Response, code: &str) -> async_graphql::Response {
-    for error in response.errors.iter_mut().filter(|error| error.path.is_empty()) {
+    for error in response.errors.iter_mut().filter(|error| error.extensions.is_none()) {
+        let code = if error.path.is_empty() { code } else { "BAD_USER_INPUT" };
         error.extensions.get_or_insert_default().set("code", code);
     }
     response
