@@ -118,6 +118,15 @@ impl Stage {
         .await;
     }
 
+    /// As [`Self::start_server`], with Redis back only after `alone`.
+    pub async fn start_server_before_redis(&mut self, alone: std::time::Duration) {
+        let mut server = self.joelclaw.spawn(&["up"]);
+        tokio::time::sleep(alone).await;
+        self.redis.restart().await;
+        server.wait_for_line("drainer started", LONG).await;
+        self.server = Some(server);
+    }
+
     /// As a crash does it.
     pub async fn kill_server(&mut self) {
         self.server.take().expect("a running server").kill_9().await;
