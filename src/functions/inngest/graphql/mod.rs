@@ -5,7 +5,7 @@
 //! | [`apps`] | `apps`, `app`, `functions`, `functionBySlug` |
 //! | [`runs`], [`run_list`] | `run`, `functionRun`; `runs` with filter, order and pages |
 //! | [`events`] | `event`, `events`, `eventV2`, `eventsV2`, `runTrigger` |
-//! | [`trace`], [`spans`], [`story`] | `runTrace`: the tree made of a run's history |
+//! | [`trace`], [`tree`], [`story`], [`spans`] | `runTrace`: the tree made of a run's history |
 //! | [`outputs`] | `runTraceSpanOutputByID` |
 //! | [`mutations`] | everything that changes something |
 //! | [`limits`] | what a query may cost |
@@ -27,6 +27,7 @@ mod scalars;
 mod spans;
 mod story;
 mod trace;
+mod tree;
 
 use std::sync::Arc;
 
@@ -124,9 +125,10 @@ fn is_from_a_web_page(headers: &HeaderMap) -> bool {
     !is_json && headers.contains_key(header::ORIGIN)
 }
 
-/// Gives `code` to the errors of a query that was not run; those of fields have their own and a path.
+/// Gives a code to errors that have none: `code` where the query was not run, else it is an argument that can't be read.
 fn coded(mut response: async_graphql::Response, code: &str) -> async_graphql::Response {
-    for error in response.errors.iter_mut().filter(|error| error.path.is_empty()) {
+    for error in response.errors.iter_mut().filter(|error| error.extensions.is_none()) {
+        let code = if error.path.is_empty() { code } else { "BAD_USER_INPUT" };
         error.extensions.get_or_insert_default().set("code", code);
     }
     response

@@ -1,12 +1,15 @@
 //! A run's history, read: its steps with their attempts, and the calls of its function that failed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
 use super::super::super::store::{Ending, Run};
-use super::spans::{SKEW_MS, StepOp};
+use super::spans::StepOp;
 use crate::streams::entry_id::EntryId;
+
+/// How far an app's clock may be off before its times are moved to ours, ms.
+const SKEW_MS: u64 = 1_000;
 
 /// A failed attempt.
 #[derive(Debug, Clone)]
@@ -102,8 +105,7 @@ impl Story {
 
     /// Steps whose part of a long history was trimmed: their values are all that is left of them.
     fn add_forgotten(&mut self, details: &Ending) {
-        let told: std::collections::HashSet<&str> =
-            details.history.iter().filter_map(|(_, line)| line["step"].as_str()).collect();
+        let told: HashSet<&str> = details.history.iter().filter_map(|(_, line)| line["step"].as_str()).collect();
         for (step, value) in details.steps.iter().filter(|(step, _)| !told.contains(step.as_str())) {
             let at = self.before_end_ms;
             let is_error = value.starts_with("{\"error\"");

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use async_graphql::{Context, Object, Result};
 
 use super::super::super::store::{Run, Runs};
-use super::spans::{Span, tree};
+use super::spans::Span;
+use super::tree::tree;
 use super::{Scope, failed, limits, missing, runs};
 
 /// Queries about traces.
