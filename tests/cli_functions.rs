@@ -476,6 +476,33 @@ async fn events_show_what_each_started() {
     );
 }
 
+#[tokio::test]
+async fn the_queue_knows_that_functions_want_an_event() {
+    let shop = Shop::open().await;
+    let event = shop.event("shop/order.placed", &json!({})).await;
+    shop.start(0, &event, &json!({})).await;
+    let depth = shop.ok(&["queue", "depth"]).await;
+    assert_eq!(
+        (&depth["result"]["total"], &depth["result"]["unrouted"]),
+        (&json!(2), &json!(0)),
+        "an event, a work item"
+    );
+    assert_eq!(shop.ok(&["queue", "why", &event]).await["result"]["hold"]["kind"], "no_drainer");
+    let explained = shop.ok(&["queue", "registry", "explain", "shop/order.placed"]).await;
+    assert_eq!(
+        (&explained["result"]["routed"], &explained["result"]["functions"]),
+        (&json!(true), &json!(["shop-charge", "shop-mail"]))
+    );
+    let old = ["queue", "ack", "--older-than", "1s"];
+    eventually(SOON, async || {
+        let matched = shop.ok(&old).await["result"]["matched"].take();
+        if matched == 2 { Ok(()) } else { Err(matched) }
+    })
+    .await;
+    let swept = shop.ok(&[&old[..], &["--unrouted"]].concat()).await;
+    assert_eq!(swept["result"]["matched"], 0, "{swept}");
+}
+
 /// An app: what it serves can be changed, and what it answers depends on the function.
 #[derive(Clone)]
 struct App {
