@@ -300,11 +300,6 @@ const CODES: &[Code] = &[
     ),
     code("REGISTRY_UNREADABLE", "The registry file can't be read.", "Correct its path or its permissions."),
     code(
-        "SDK_MISSING",
-        "`bench functions` runs a Node app with the Inngest SDK, and there is none in the directory that was named.",
-        "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",
-    ),
-    code(
         "RUN_ALREADY_ENDED",
         "The run has ended, so it can't be cancelled.",
         "See how it ended with `joelclaw run <id>`.",
@@ -314,6 +309,11 @@ const CODES: &[Code] = &[
         "RUN_NOT_FOUND",
         "No such run is stored: ended ones stay for FUNCTIONS_RETAIN and FUNCTIONS_RETAIN_FAILED.",
         "See the latest ones with `joelclaw runs`.",
+    ),
+    code(
+        "SDK_MISSING",
+        "`bench functions` runs a Node app with the Inngest SDK, and there is none in the directory that was named.",
+        "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",
     ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
