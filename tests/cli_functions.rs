@@ -294,13 +294,13 @@ async fn runs_are_listed_by_status_function_and_time() {
         let runs = told["result"]["runs"].as_array().unwrap().clone();
         runs.iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(of(&["--status", "completed"]).await, [done.clone()]);
-    assert_eq!(of(&["--status", "Waiting"]).await, [waiting.clone()]);
-    assert_eq!(of(&["--status", "QUEUED,failed"]).await, [queued.clone(), failed.clone()]);
+    assert_eq!(of(&["--status", "completed"]).await, [done.as_str()]);
+    assert_eq!(of(&["--status", "Waiting"]).await, [waiting.as_str()]);
+    assert_eq!(of(&["--status", "QUEUED,failed"]).await, [queued.as_str(), failed.as_str()]);
     for name in ["shop-mail", "mail", "The mail", &shop.functions[1].id.to_string()] {
-        assert_eq!(of(&["--function", name]).await, [queued.clone(), failed.clone()], "{name}");
+        assert_eq!(of(&["--function", name]).await, [queued.as_str(), failed.as_str()], "{name}");
     }
-    assert_eq!(of(&["--function", "mail", "--status", "failed"]).await, [failed.clone()]);
+    assert_eq!(of(&["--function", "mail", "--status", "failed"]).await, [failed.as_str()]);
     assert_eq!(of(&["-n", "1"]).await.len(), 1);
     assert_eq!(of(&["--since", "2100-01-01"]).await.len(), 0);
 
