@@ -294,13 +294,13 @@ async fn runs_are_listed_by_status_function_and_time() {
         let runs = told["result"]["runs"].as_array().unwrap().clone();
         runs.iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(of(&["--status", "completed"]).await, [done.clone()]);
-    assert_eq!(of(&["--status", "Waiting"]).await, [waiting.clone()]);
-    assert_eq!(of(&["--status", "QUEUED,failed"]).await, [queued.clone(), failed.clone()]);
+    assert_eq!(of(&["--status", "completed"]).await, [done.as_str()]);
+    assert_eq!(of(&["--status", "Waiting"]).await, [waiting.as_str()]);
+    assert_eq!(of(&["--status", "QUEUED,failed"]).await, [queued.as_str(), failed.as_str()]);
     for name in ["shop-mail", "mail", "The mail", &shop.functions[1].id.to_string()] {
-        assert_eq!(of(&["--function", name]).await, [queued.clone(), failed.clone()], "{name}");
+        assert_eq!(of(&["--function", name]).await, [queued.as_str(), failed.as_str()], "{name}");
     }
-    assert_eq!(of(&["--function", "mail", "--status", "failed"]).await, [failed.clone()]);
+    assert_eq!(of(&["--function", "mail", "--status", "failed"]).await, [failed.as_str()]);
     assert_eq!(of(&["-n", "1"]).await.len(), 1);
     assert_eq!(of(&["--since", "2100-01-01"]).await.len(), 0);
 
@@ -474,6 +474,33 @@ async fn events_show_what_each_started() {
         (&told["result"]["event"]["name"], &told["result"]["event"]["streamId"]),
         (&json!("shop/order.placed"), &Value::Null)
     );
+}
+
+#[tokio::test]
+async fn the_queue_knows_that_functions_want_an_event() {
+    let shop = Shop::open().await;
+    let event = shop.event("shop/order.placed", &json!({})).await;
+    shop.start(0, &event, &json!({})).await;
+    let depth = shop.ok(&["queue", "depth"]).await;
+    assert_eq!(
+        (&depth["result"]["total"], &depth["result"]["unrouted"]),
+        (&json!(2), &json!(0)),
+        "an event, a work item"
+    );
+    assert_eq!(shop.ok(&["queue", "why", &event]).await["result"]["hold"]["kind"], "no_drainer");
+    let explained = shop.ok(&["queue", "registry", "explain", "shop/order.placed"]).await;
+    assert_eq!(
+        (&explained["result"]["routed"], &explained["result"]["functions"]),
+        (&json!(true), &json!(["shop-charge", "shop-mail"]))
+    );
+    let old = ["queue", "ack", "--older-than", "1s"];
+    eventually(SOON, async || {
+        let matched = shop.ok(&old).await["result"]["matched"].take();
+        if matched == 2 { Ok(()) } else { Err(matched) }
+    })
+    .await;
+    let swept = shop.ok(&[&old[..], &["--unrouted"]].concat()).await;
+    assert_eq!(swept["result"]["matched"], 0, "{swept}");
 }
 
 /// An app: what it serves can be changed, and what it answers depends on the function.

@@ -126,10 +126,7 @@ pub enum Configured {
 impl Configured {
     /// A service runs until it is told to stop; anything else answers and ends.
     fn is_service(&self) -> bool {
-        match self {
-            Self::Up(_) | Self::Serve(_) | Self::Drainer(_) => true,
-            _ => false,
-        }
+        matches!(self, Self::Up(_) | Self::Serve(_) | Self::Drainer(_))
     }
 
     /// Services use every core, and so does what measures them; for an answer, a pool of threads would take longer to

@@ -110,11 +110,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 
 /// Whether nothing at all would take an event of this name.
 pub(super) fn is_unmatched(known: &Snapshot, name: &str, context: &Context) -> bool {
-    let by_route = || {
-        let registry = registry(context).ok()?.current();
-        name.parse().ok().map(|family| is_routed(context, &registry, &family))
-    };
-    !known.wants(name) && !by_route().unwrap_or(false)
+    // A registry file that is wrong is no reason to warn.
+    let Ok(registry) = registry(context) else { return false };
+    name.parse().is_ok_and(|family| !is_routed(context, &registry.current(), known, &family))
 }
 
 async fn resolve(bus: &Bus, asked: &str) -> Result<Found, Failure> {

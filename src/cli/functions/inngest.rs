@@ -42,7 +42,9 @@ enum Command {
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Examples:\n  joelclaw inngest status\n  joelclaw inngest status --heal   # make the registry agree with the apps\n\n\
-                        Starts and restarts nothing: how an app is started is known to whoever runs it."
+                        Starts and restarts nothing: how an app is started is known to whoever runs it.
+\
+                        One probe may take JOELCLAW_HEALTH_PROBE_TIMEOUT_MS, 1500 unless set."
 )]
 struct StatusArgs {
     /// Make the registry agree with what the apps serve, then look again

@@ -109,14 +109,20 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let mut human = Human::new()
         .table(&["FUNCTION", "APP", "TRIGGERS", "FLOW CONTROL", "LAST SEEN", "LAST RUN", ""], rows)
         .text(format!("{} function(s) of {} app(s), {healthy} without a warning", served.len(), apps.len()));
-    let told: Vec<String> = served
-        .iter()
-        .flat_map(|function| {
-            let warnings = warnings_of(function, known.apps.get(&function.app), now);
-            warnings.into_iter().map(|warning| format!("{}: {}", function.slug, warning.message))
-        })
-        .chain(stale.iter().map(|warning| warning.message.clone()))
-        .collect();
+    let mut told: Vec<String> = Vec::new();
+    for function in &served {
+        for warning in warnings_of(function, known.apps.get(&function.app), now) {
+            // What is wrong with an app is wrong with each of its functions, and said once.
+            let text = match warning.code {
+                "FUNCTION_WARNING" => format!("{}: {}", function.slug, warning.message),
+                _ => warning.message,
+            };
+            if !told.contains(&text) {
+                told.push(text);
+            }
+        }
+    }
+    told.extend(stale.iter().map(|warning| warning.message.clone()));
     if !told.is_empty() {
         human = human.title("Warnings").text(told.join("\n"));
     }
@@ -161,14 +167,14 @@ fn warnings_of(function: &Function, app: Option<&AppRecord>, now: u64) -> Vec<Wa
             let is_silent = health.is_some_and(|health| health.failures > 0);
             let code = if is_silent { "APP_SILENT" } else { "APP_DISAGREES" };
             let message =
-                format!("its app {} ({}): {problem}; last seen {}", function.app, record.app.url, when(seen, now));
+                format!("app {} ({}): {problem}; last seen {}", function.app, record.app.url, when(seen, now));
             warnings.push(Warning { code, message });
         } else if health.is_some_and(|health| !health.agrees) {
-            let message = format!("its app {} ({}) serves something else", function.app, record.app.url);
+            let message = format!("app {} ({}) serves something else", function.app, record.app.url);
             warnings.push(Warning { code: "APP_DISAGREES", message });
         }
         if let Some(other) = &record.replaced_url {
-            let message = format!("two URLs serve its app {}: {} took over from {other}", function.app, record.app.url);
+            let message = format!("two URLs serve app {}: {} took over from {other}", function.app, record.app.url);
             warnings.push(Warning { code: "APP_MOVED", message });
         }
     }

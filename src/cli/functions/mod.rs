@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::output::{Failure, NextAction, Param};
+use super::queue::functions as snapshot;
 use super::queue::look::iso;
 use super::render;
 use crate::diagnose::Exit;
@@ -38,11 +39,6 @@ use crate::streams::bus::Bus;
 const OUTPUT_SHOWN: usize = 4 << 10;
 /// Reruns of one function looked at.
 const RERUNS: usize = 200;
-
-/// The registry as it is in Redis.
-async fn snapshot(bus: &Bus) -> Result<Snapshot, Failure> {
-    Ok(Registry::new(bus.clone()).load().await?)
-}
 
 /// An engine that acts once: nothing of it runs on its own.
 async fn engine(bus: &Bus, context: &Context) -> Result<Engine, Failure> {

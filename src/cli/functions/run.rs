@@ -403,7 +403,7 @@ fn human(known: &Snapshot, run: &Run, trace: &Trace, waits: &[Wait], attempts: u
             step.op.clone(),
             step.status.to_owned(),
             step.attempts.to_string(),
-            step.started_ms.or(step.scheduled_ms).map(|at| when(at, now)).unwrap_or_default(),
+            step.started_ms.or(step.scheduled_ms).or(step.ended_ms).map(|at| when(at, now)).unwrap_or_default(),
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             step.duration_ms.map(|ms| millis(ms.max(0.0).round() as u64)).unwrap_or_default(),
             result,

@@ -38,6 +38,7 @@ async fn cancel(args: &Args, engine: &Engine, run: &Run, context: &Context) -> R
     let wait_ms = args.wait_ms.unwrap_or(CANCEL_WAIT_MS);
     let cancelled = engine.runs().run(&run.id).await?.ok_or_else(|| no_run(&run.id))?;
     let observed = until_ended(engine.runs(), cancelled, Duration::from_millis(wait_ms)).await?;
+    let is_cancelled = observed.status == Status::Cancelled;
     let result = json!({
         "run": { "id": observed.id, "function": observed.function, "status": observed.status.as_str(), "reason": why },
         "cancellation": {
@@ -46,14 +47,23 @@ async fn cancel(args: &Args, engine: &Engine, run: &Run, context: &Context) -> R
             "mutation": "cancel",
             "mutationStatus": "accepted",
             "observedStatus": observed.status.as_str(),
-            "cancelled": observed.status == Status::Cancelled,
+            "cancelled": is_cancelled,
         },
         "redis": redis_of(engine.runs().bus(), context).await,
     });
-    let human = Human::new().text(format!("{} of {} is cancelled.", observed.id, observed.function));
+    let human = match is_cancelled {
+        true => Human::new().text(format!("{} of {} is cancelled.", observed.id, observed.function)),
+        false => {
+            Human::new().text(format!("{} of {} ended first: {}.", observed.id, observed.function, observed.status))
+        }
+    };
     let rerun = NextAction::new("run <run-id> --rerun", "Run it once more");
     let id = super::super::output::Param::new().value(observed.id.as_str()).required();
-    Ok(Report::new(result, human).next(run_action(&observed.id, "What it had done")).next(rerun.param("run-id", id)))
+    let mut report = Report::new(result, human);
+    if !is_cancelled {
+        report = report.unhealthy(Exit::Unhealthy);
+    }
+    Ok(report.next(run_action(&observed.id, "What it had done")).next(rerun.param("run-id", id)))
 }
 
 /// Cancelling what is over would change nothing, and whoever asked may have meant another run.

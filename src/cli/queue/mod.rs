@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::output::Failure;
 use super::{Context, Ending};
 use crate::diagnose::Exit;
+use crate::functions::registry::{INTERNAL, Registry as Functions, Snapshot};
 use crate::registry::Registry;
 use crate::registry::entry::HandlerSpec;
 use crate::registry::watch::RegistryHandle;
@@ -110,9 +111,20 @@ pub fn is_inngest_served(context: &Context) -> bool {
     !matches!(context.config.external_inngest(), Ok(None))
 }
 
-/// Whether some handler wants the events of this name.
-pub fn is_routed(context: &Context, registry: &Registry, family: &Family) -> bool {
-    registry
-        .lookup(family)
-        .is_some_and(|entry| !matches!(entry.handler, HandlerSpec::Inngest { .. }) || is_inngest_served(context))
+/// The functions that apps serve, as they are in Redis.
+pub async fn functions(bus: &Bus) -> Result<Snapshot, Failure> {
+    Ok(Functions::new(bus.clone()).load().await?)
+}
+
+/// Whether some handler or function wants the events of this name.
+pub fn is_routed(context: &Context, registry: &Registry, functions: &Snapshot, family: &Family) -> bool {
+    // What the engine appends for itself is always its own.
+    if family.as_str().starts_with(INTERNAL) {
+        return true;
+    }
+    match registry.lookup(family).map(|entry| &entry.handler) {
+        None => functions.wants(family.as_str()),
+        Some(HandlerSpec::Inngest { target }) => is_inngest_served(context) || functions.wants(target.as_str()),
+        Some(_) => true,
+    }
 }

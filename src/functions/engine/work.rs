@@ -72,7 +72,8 @@ impl Handler for WorkHandler {
     }
 }
 
-/// Whether the caller goes on with the run.
+/// Whether the caller goes on with the run. One at a time, and gone at once: a box would only cost.
+#[allow(clippy::large_enum_variant)]
 enum After {
     /// With this thread.
     GoOn(Begun),

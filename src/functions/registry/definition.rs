@@ -462,7 +462,7 @@ impl<'a> Reader<'a> {
 
     fn rate_limit(&mut self) -> Result<(), Invalid> {
         let Some(limit) = self.body.object("rateLimit") else { return Ok(()) };
-        if !limit.get("limit").and_then(Value::as_i64).is_some_and(|limit| limit > 0) {
+        if limit.get("limit").and_then(Value::as_i64).is_none_or(|limit| limit <= 0) {
             return Err(self.wrong("rateLimit.limit", "must be above 0"));
         }
         let period = self.span(limit, "period", "rateLimit.period")?;
@@ -484,11 +484,11 @@ impl<'a> Reader<'a> {
 
     fn batch(&mut self) -> Result<(), Invalid> {
         let Some(batch) = self.body.object("batchEvents") else { return Ok(()) };
-        if !batch.get("maxSize").and_then(Value::as_i64).is_some_and(|size| size >= 2) {
+        if batch.get("maxSize").and_then(Value::as_i64).is_none_or(|size| size < 2) {
             return Err(self.wrong("batchEvents.maxSize", "must be at least 2"));
         }
         let timeout = self.span(batch, "timeout", "batchEvents.timeout")?;
-        if !timeout.is_some_and(|ms| ms >= 1_000) {
+        if timeout.is_none_or(|ms| ms < 1_000) {
             return Err(self.wrong("batchEvents.timeout", "must be at least 1s"));
         }
         let has_priority = self.body.object("priority").is_some_and(|priority| priority.text("run").is_some());

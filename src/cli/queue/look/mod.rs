@@ -46,7 +46,7 @@ pub async fn run(command: &Command, context: &Context) -> Result<Report, Failure
         Command::List(args) => list::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Why(args) => why::run(args, context).await,
-        Command::Registry(args) => registry::run(args, context),
+        Command::Registry(args) => registry::run(args, context).await,
     }
 }
 

@@ -7,11 +7,15 @@ use serde_json::{Value, json};
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Param, Report};
 use super::super::super::render::Human;
-use super::super::{is_routed, registry};
+use super::super::{bus, functions, is_routed, registry};
 use crate::diagnose::{Diagnose as _, Exit};
-use crate::registry::entry::Entry;
+use crate::functions::registry::Snapshot;
+use crate::registry::entry::{Entry, HandlerSpec};
 use crate::registry::{Error, Registry};
 use crate::streams::family::Family;
+
+/// How long the functions are waited for.
+const FUNCTIONS_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// What each event name means: priority, handler, limits
 #[derive(Debug, Clone, clap::Args)]
@@ -41,11 +45,11 @@ enum Command {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     match &args.command {
         Command::List => list(context),
         Command::Check { path } => check(path.clone(), context),
-        Command::Explain { event } => explain(event, context),
+        Command::Explain { event } => explain(event, context).await,
     }
 }
 
@@ -105,15 +109,30 @@ fn check(path: Option<PathBuf>, context: &Context) -> Result<Report, Failure> {
     Ok(report.next(NextAction::new("queue registry check", "Check it again after mending it")))
 }
 
-fn explain(event: &Family, context: &Context) -> Result<Report, Failure> {
+/// The functions, where Redis is there to tell of them: the table itself needs none.
+async fn known_functions(context: &Context) -> Snapshot {
+    let Ok(bus) = bus(context) else { return Snapshot::default() };
+    let known = tokio::time::timeout(FUNCTIONS_WAIT, functions(&bus)).await;
+    known.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+async fn explain(event: &Family, context: &Context) -> Result<Report, Failure> {
     let registry = registry(context)?.current();
+    let functions = known_functions(context).await;
     let explanation = registry.explain(event);
-    let is_served = is_routed(context, &registry, event);
+    let is_served = is_routed(context, &registry, &functions, event);
+    let target = match explanation.entry.map(|entry| &entry.handler) {
+        Some(HandlerSpec::Inngest { target }) => target.as_str(),
+        _ => event.as_str(),
+    };
+    let started: Vec<String> = functions.triggered_by(target).iter().map(|function| function.slug.clone()).collect();
     let path = context.config.system.registry.display().to_string();
     let to_add = format!(
         "[[event]]\nname = \"{event}\"\nhandler = {{ type = \"http\", target = \"http://127.0.0.1:8080/hook\" }}"
     );
     let (text, hint) = match explanation.entry {
+        _ if is_served && !started.is_empty() => (format!("{event} starts {}.", started.join(", ")), false),
+        None if is_served => (format!("{event} is wanted by the functions engine."), false),
         None => (format!("No entry matches {event}: its events are kept until one does."), true),
         Some(entry) if !is_served => (
             format!(
@@ -147,6 +166,7 @@ fn explain(event: &Family, context: &Context) -> Result<Report, Failure> {
     let result = json!({
         "event": event,
         "routed": is_served,
+        "functions": started,
         "entry": explanation.entry.map(entry_json),
         "shadowed": shadowed,
         "path": path,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Report};
 use super::super::super::render::Human;
-use super::super::{bus, is_routed, redis_of, registry};
+use super::super::{bus, functions, is_routed, redis_of, registry};
 use super::{inspect_action, iso, missing, resolve, since};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
@@ -46,9 +46,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 pub async fn hold(bus: &Bus, place: &Place, context: &Context) -> Result<Hold, Failure> {
     // A registry file that is wrong is no reason not to look at an event.
     let registry = registry(context).ok().map(|handle| handle.current());
+    let functions = functions(bus).await?;
     let routing = |family: &Family| match &registry {
         Some(registry) => Routing {
-            is_routed: is_routed(context, registry, family),
+            is_routed: is_routed(context, registry, &functions, family),
             is_ordered: registry.lookup(family).is_some_and(|entry| entry.ordered),
         },
         None => Routing { is_routed: true, is_ordered: false },
