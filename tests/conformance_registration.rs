@@ -5,7 +5,6 @@ mod conformance_support;
 mod support;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use conformance_support::{App, LONG, Sdk, Settings, Stage, each_sdk};
 use serde_json::{Value, json};

@@ -9,7 +9,7 @@
 //! | `append_ids` | the same with caller's ids, each checked | the same |
 //! | `drain` | drainer with pauses, priorities and journal on, a handler that does nothing | 2 clients, `XREADGROUP` + `XACK` of 128 |
 //! | `idle_latency` | one event at a time: append called → handler called | – |
-//! | `functions` | runs of three steps on a Node app, and what passes between two calls | an echo of the same Node server |
+//! | `functions` | runs of three steps on a Node app, and what passes between two calls | the SDK called without an engine |
 //! | `paused_backlog` | the same beside a paused family with a large backlog | the same without |
 
 mod drain;
@@ -70,6 +70,9 @@ pub struct Scenario {
     /// The raw ceiling, median of the rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_per_s: Option<u64>,
+    /// For functions: requests a second of a plain echo of the same Node server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub echo_per_s: Option<u64>,
     /// Ours ÷ raw; for `paused_backlog` p99 with ÷ p99 without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
