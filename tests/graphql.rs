@@ -1,5 +1,5 @@
 //! What operators' tools ask by GraphQL, word for word, and what they are answered.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs)]
 
 mod graphql_support;
 mod support;
