@@ -8,10 +8,14 @@ use std::collections::BTreeSet;
 
 use conformance_support::{App, Counts, Sdk, Stage, each_sdk, side_by_side};
 use serde_json::{Value, json};
+use support::{HttpSink, Reply, free_port};
 
 const MIB: u64 = 1024 * 1024;
 
-each_sdk!(steps_run_once_and_return_what_they_returned, large_runs_and_limits);
+each_sdk!(
+    steps_run_once_and_return_what_they_returned, large_runs_and_limits;
+    js: requests_are_made_by_the_server
+);
 
 async fn steps_run_once_and_return_what_they_returned(sdk: Sdk) {
     let stage = Stage::start().await;
@@ -25,6 +29,24 @@ async fn large_runs_and_limits(sdk: Sdk) {
     let stage = Stage::start().await;
     let app = stage.app(sdk).await;
     side_by_side!(&stage, &app; state_beyond_a_body, too_large_an_output, too_many_steps);
+}
+
+async fn requests_are_made_by_the_server(sdk: Sdk) {
+    let stage = Stage::start().await;
+    let app = stage.app(sdk).await;
+    let sink = HttpSink::start().await;
+    sink.reply_always(Reply::status(418).header("x-kind", "teapot").body("short and stout"));
+    let request = json!({ "url": sink.url(), "method": "POST", "body": "tea", "headers": { "x-ask": "1" } });
+    let run = stage.run_to_end("conf/fetches", request).await;
+    assert_eq!(run.completed(), &json!({ "status": 418, "kind": "teapot", "text": "short and stout" }));
+    let received = sink.received();
+    assert_eq!((received.len(), received[0].header("x-ask")), (1, Some("1")));
+    assert!(received[0].header("user-agent").unwrap().starts_with("system-bus/"), "not the app's own request");
+    // Nobody there: an attempt more, and then an error that the function may catch.
+    let nowhere = format!("http://127.0.0.1:{}/", free_port());
+    let run = stage.run_to_end("conf/fetches", json!({ "url": nowhere })).await;
+    run.failed_with("Connection refused");
+    drop(app);
 }
 
 /// Each of these steps once.

@@ -7,6 +7,7 @@
 //! | [`call`] | one HTTP call of an SDK app |
 //! | [`answer`], [`ops`] | what the SDK's answer means |
 //! | [`apply`] | operations → one advance of the run |
+//! | [`gateway`] | requests that the engine makes for a function |
 //! | [`finish`] | the end of a run and the events that tell of it |
 //! | [`timers`] | sleeps, timeouts, retries that are due |
 //! | [`upkeep`] | runs that nothing would bring on; old indexes |
@@ -21,6 +22,7 @@ pub mod call;
 pub mod event;
 mod events;
 mod finish;
+mod gateway;
 pub mod ops;
 mod overhead;
 pub mod sync;

@@ -123,6 +123,7 @@ impl Engine {
             }
             Answer::Done(output) => context.done(output),
             Answer::Ops { ops, version, no_retry, retry_after } => {
+                let ops = self.with_requests_made(ops).await;
                 match context.ops(&ops, version, no_retry, retry_after) {
                     Ok(applied) => applied,
                     Err(failure) => context.failed_attempt(&failure),

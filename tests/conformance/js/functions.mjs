@@ -314,6 +314,11 @@ export function functions({ sdk, define, major, set }) {
     await step.sleep("nap", event.data.nap);
     return run("woke", () => "woke");
   });
+  fn("fetches", { retries: 1 }, async ({ step, event }) => {
+    const { url, ...options } = event.data;
+    const answer = await step.fetch(url, options);
+    return { status: answer.status, kind: answer.headers.get("x-kind"), text: await answer.text() };
+  });
   fn("single-child", { singleton: { mode: "skip" } }, async ({ step, event }) => {
     await step.sleep("nap", event.data.nap);
     return "done";
