@@ -140,7 +140,7 @@ async fn a_step_is_memoized_once_and_the_caller_goes_on_under_its_entry() {
     first.request_version(Some(1));
     first.memo("s1", r#"{"data":1}"#.into(), NOTE.into());
     first.memo("s1", r#"{"data":2}"#.into(), NOTE.into());
-    assert_eq!(next(stage.runs.advance(first).await.unwrap()), Some(("d".into(), 1)));
+    assert_eq!(next(stage.runs.advance(first).await.unwrap()), Some(("d".into(), 2)), "a later generation");
     assert_eq!(stage.runs.steps("RUN1").await.unwrap(), [("s1".into(), r#"{"data":1}"#.into())]);
     assert_eq!(stage.entries().await.len(), 1, "no further work item");
     // A crash here: the entry still leads to the thread, whatever it names.
@@ -158,13 +158,13 @@ async fn a_fan_out_is_joined_by_one_discovery() {
     planned.plan("p1", false, NOTE.into());
     planned.plan("p2", false, NOTE.into());
     planned.sleep("nap", false, 60_000, NOTE.into());
-    assert_eq!(next(stage.runs.advance(planned).await.unwrap()), Some(("p1".into(), 1)));
+    assert_eq!(next(stage.runs.advance(planned).await.unwrap()), Some(("p1".into(), 2)));
     let entries = stage.entries().await;
     assert_eq!(entries.len(), 2, "the second branch has a work item of its own");
     let p2 = stage.runs.begin("RUN1", "p2", &entries[1]).await.unwrap().unwrap();
     assert!(p2.run.force_plan);
 
-    let mut done = advance(Guard::Thread { thread: "p1", generation: 1, entry: Some(&entry) });
+    let mut done = advance(Guard::Thread { thread: "p1", generation: 2, entry: Some(&entry) });
     done.memo("p1", "1".into(), NOTE.into());
     assert_eq!(next(stage.runs.advance(done).await.unwrap()), None, "others are under way");
     let mut woke = advance(Guard::Step { step: "nap", kind: "sleep" });
@@ -173,7 +173,7 @@ async fn a_fan_out_is_joined_by_one_discovery() {
     assert!(stage.timers().await.is_empty());
     let mut last = advance(thread(&p2, &entries[1]));
     last.memo("p2", "2".into(), NOTE.into());
-    assert_eq!(next(stage.runs.advance(last).await.unwrap()), Some(("d".into(), 1)));
+    assert_eq!(next(stage.runs.advance(last).await.unwrap()), Some(("d".into(), 4)));
     let order: Vec<String> = stage.runs.steps("RUN1").await.unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(order, ["p1", "nap", "p2"]);
     let mut twice = advance(Guard::Step { step: "nap", kind: "sleep" });
@@ -200,7 +200,7 @@ async fn what_completes_during_a_discovery_is_followed_by_another() {
     let discovery = stage.runs.begin("RUN1", "d", &entries[1]).await.unwrap().unwrap();
     let mut nothing = advance(thread(&discovery, &entries[1]));
     nothing.empty_answer();
-    assert_eq!(next(stage.runs.advance(nothing).await.unwrap()), Some(("d".into(), 1)));
+    assert_eq!(next(stage.runs.advance(nothing).await.unwrap()), Some(("d".into(), 3)));
 }
 
 #[tokio::test]

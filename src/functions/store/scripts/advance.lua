@@ -234,8 +234,8 @@ if not ended then
   end
   for _, thread in ipairs(plans) do
     if entry ~= '' and next_thread == '' and not checkpoint then
-      next_thread, generation = thread, 1
-      keep_thread(live, thread, {attempt = 0, generation = 1, entry = entry})
+      next_thread, generation = thread, next_generation(live)
+      keep_thread(live, thread, {attempt = 0, generation = generation, entry = entry})
       redis.call('HSET', live, 'a:' .. entry, thread)
     else
       keep_thread(live, thread, {attempt = 0, generation = 0, entry = enqueue(run, thread, lane)})

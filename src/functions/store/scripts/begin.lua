@@ -4,7 +4,7 @@ begin.lua: take up a thread of a run under a lane entry, with everything that th
 ARGV  3 run   4 thread   5 lane entry   6 history entry for the first begin   7 steps too ('1') or run only ('')
 Returns {'gone'} when the entry has nothing to bring on (the run ended, or another entry carries the thread), else
       {'ok', now, thread, attempt, generation, stack (list), steps (flat list), HGETALL of the run}.
-Invariant: the generation rises with every begin, so an answer to an earlier one is known to be outdated. Stack and steps
+Invariant: the generation rises with every call of the run, so an answer to an earlier one is known to be outdated. Stack and steps
       are of one moment.
 ]]
 local run, entry = ARGV[3], ARGV[5]
@@ -16,7 +16,7 @@ if not state or state.entry ~= entry then
   state = thread and thread_of(live, thread)
   if not state or state.entry ~= entry then return {'gone'} end
 end
-state.generation = state.generation + 1
+state.generation = next_generation(live)
 keep_thread(live, thread, state)
 if redis.call('HGET', hash, 'st') == 'QUEUED' then
   index(run, 'QUEUED', 'RUNNING')

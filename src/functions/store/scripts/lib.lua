@@ -15,6 +15,7 @@ A run's keys, after `<tag>:fn:`
                       s:<step>    kind|race|detail of a step that was reported and has no value yet
                       p:<step>    it is one of a fan-out, `pn` counts them
                       c:<n>       event that cancels the run
+                      g           the last generation that was given
                       dirty       something completed while a discovery was under way
   log:<id>    stream  history
 ]]
@@ -68,6 +69,9 @@ end
 local function keep_thread(live, thread, state)
   redis.call('HSET', live, 't:' .. thread, state.attempt .. '|' .. state.generation .. '|' .. state.entry)
 end
+
+-- Rises over all calls of the run, so that a call long gone is never taken for a later one of the same thread.
+local function next_generation(live) return redis.call('HINCRBY', live, 'g', 1) end
 
 -- Whether anything will bring the run on by itself, beside the threads in `except`.
 local function is_going(live, except)
