@@ -84,7 +84,11 @@ async fn an_event_without_a_route_waits_until_one_appears() {
     })
     .await;
     assert!(unrouted.iter().any(|fact| fact.metadata["eventName"] == "nobody/wants"));
-    assert_eq!(stage.bus.depth().await.unwrap().total, 4);
+    eventually(LONG, || async {
+        let total = stage.bus.depth().await.unwrap().total;
+        if total == 4 { Ok(()) } else { Err(total) }
+    })
+    .await;
 
     let url = stage.sink.url();
     let routes = format!(

@@ -336,19 +336,25 @@ impl Runs {
                 redis::cmd("ZRANGEBYSCORE").arg(self.key("runs")).arg("-inf").arg(before).arg("LIMIT").arg(0).arg(512),
             )
             .await?;
+        let mut gone = Vec::new();
         for run in old {
             // A run that still has its hash is either going on or kept.
             let exists: bool = self.bus.redis.query(redis::cmd("EXISTS").arg(self.key(&format!("run:{run}")))).await?;
-            if exists {
-                continue;
+            if !exists {
+                gone.push(run);
             }
-            let mut pipeline = redis::pipe();
-            pipeline.cmd("ZREM").arg(self.key("runs")).arg(&run);
-            for status in Status::ALL {
-                pipeline.cmd("ZREM").arg(self.key(&format!("runs:st:{status}"))).arg(&run);
-            }
-            self.bus.redis.pipeline(&pipeline).await?;
         }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let slugs: Vec<String> = self.bus.redis.query(redis::cmd("HKEYS").arg(self.key("functions"))).await?;
+        let by_function = slugs.iter().map(|slug| format!("runs:fn:{slug}"));
+        let by_status = Status::ALL.iter().map(|status| format!("runs:st:{status}"));
+        let mut pipeline = redis::pipe();
+        for index in by_function.chain(by_status).chain(std::iter::once("runs".to_owned())) {
+            pipeline.cmd("ZREM").arg(self.key(&index)).arg(&gone);
+        }
+        self.bus.redis.pipeline(&pipeline).await?;
         Ok(())
     }
 }
