@@ -12,6 +12,7 @@ pub mod completions;
 pub mod config;
 pub mod explain;
 pub mod functions;
+mod interrupt;
 pub mod output;
 pub mod queue;
 pub mod render;
@@ -327,7 +328,7 @@ async fn watch(configured: &Configured, context: &Context, every: Duration) -> E
             (Err(_), Mode::Human) => return Ending::Outcome(outcome),
             (Ok(_), Mode::Human) => output.page(&output.render(&context.command, &outcome).stdout),
             (Ok(report), _) => {
-                let ts = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+                let ts = crate::moment::now();
                 output.line(&json!({ "type": "snapshot", "result": output::result_of(report), "ts": ts }))
             }
         };

@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
-use super::super::queue::look::iso;
 use super::super::queue::{bus, is_routed, redis_of, registry};
 use super::super::render::Human;
 use super::{
@@ -15,6 +14,7 @@ use crate::functions::ids;
 use crate::functions::inngest::event_log::{self, Stored};
 use crate::functions::registry::Snapshot;
 use crate::functions::store::{Run, Runs, Status, WORK};
+use crate::moment::iso;
 use crate::streams::bus::Bus;
 use crate::streams::find::{MIN_PREFIX, Place};
 

@@ -4,13 +4,13 @@ use serde_json::{Map, Value, json};
 
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
-use super::super::queue::look::iso;
 use super::super::queue::since::{Since, iso as since_iso};
 use super::super::queue::{bus, redis_of};
 use super::super::render::{Human, cut_values};
 use super::{badge, one_line, runs_of, snapshot, when};
 use crate::functions::inngest::event_log::{self, Wanted};
 use crate::functions::store::Runs;
+use crate::moment::iso;
 
 /// The latest events and the runs that they started
 #[derive(Debug, Clone, clap::Args)]

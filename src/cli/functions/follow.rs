@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
+use super::super::interrupt::{heard, listen};
 use super::super::output::{self, Failure, Mode, Report};
 use super::super::queue::look::why::explain;
 use super::super::queue::{bus_to_change, redis_of};
@@ -21,6 +22,7 @@ use super::{badge, duration_ms, millis, name_of, one_line, output as shown, run_
 use crate::diagnose::Exit;
 use crate::functions::registry::Snapshot;
 use crate::functions::store::{Run, Runs, Status};
+use crate::moment;
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
 use crate::streams::family::Family;
@@ -114,7 +116,7 @@ async fn follow(args: &Args, timeout: Duration, context: &Context) -> Result<Fin
         progress: progress(context),
     };
     let start = json!({
-        "type": "start", "command": context.command, "ts": ts(), "ids": [sent.id], "event": sent.name(),
+        "type": "start", "command": context.command, "ts": moment::now(), "ids": [sent.id], "event": sent.name(),
     });
     if !follow.tell(&start) {
         return follow.finish(End::Unread, timeout).await;
@@ -276,7 +278,7 @@ impl Follow<'_> {
 
     fn step(&self, run: &Run, name: &str, status: &str, about: Value) -> bool {
         let mut line = json!({
-            "type": "step", "name": name, "status": status, "run_id": run.id, "function": run.function, "ts": ts(),
+            "type": "step", "name": name, "status": status, "run_id": run.id, "function": run.function, "ts": moment::now(),
         });
         if let (Some(line), Value::Object(about)) = (line.as_object_mut(), about) {
             line.extend(about.into_iter().filter(|(_, value)| !value.is_null()));
@@ -289,7 +291,7 @@ impl Follow<'_> {
         if self.context.output.mode == Mode::Human && !self.context.output.is_quiet {
             self.progress.println(message);
         }
-        self.tell(&json!({ "type": "log", "level": level, "message": message, "ts": ts() }))
+        self.tell(&json!({ "type": "log", "level": level, "message": message, "ts": moment::now() }))
     }
 
     /// A line that only programs get.
@@ -364,21 +366,4 @@ fn progress(context: &Context) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{spinner} {elapsed}  {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::new_spinner().with_style(style)
-}
-
-fn listen(kind: SignalKind) -> Option<Signal> {
-    signal(kind).ok()
-}
-
-async fn heard(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => {
-            signal.recv().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-fn ts() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }

@@ -6,13 +6,13 @@ use serde_json::{Map, Value, json};
 
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
-use super::super::queue::look::iso;
 use super::super::queue::{bus, redis_of};
 use super::super::render::Human;
 use super::{snapshot, when};
 use crate::diagnose::Exit;
 use crate::functions::registry::{AppRecord, Function, Snapshot, Trigger};
 use crate::functions::store::{Run, Runs, work_family};
+use crate::moment::iso;
 use crate::streams::control::Pauses;
 
 /// Members of a function's configuration that limit or order its runs.

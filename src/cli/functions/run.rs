@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
-use super::super::queue::look::{iso, why::explain};
+use super::super::queue::look::why::explain;
 use super::super::queue::{bus, redis_of};
 use super::super::render::Human;
 use super::trace::{self, Trace};
@@ -15,6 +15,7 @@ use crate::diagnose::Exit;
 use crate::functions::engine::call::DISCOVERY;
 use crate::functions::registry::Snapshot;
 use crate::functions::store::{Filter, Pending, Run, Runs};
+use crate::moment::iso;
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
 use crate::streams::find::{MIN_PREFIX, Place};

@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::output::{Failure, NextAction, Param, Report};
-use super::super::queue::look::iso;
 use super::super::queue::{bus_to_change, is_inngest_served, redis_of, registry};
 use super::super::render::Human;
 use super::super::{Context, Ending};
@@ -16,6 +15,7 @@ use crate::diagnose::{Diagnose as _, Exit};
 use crate::functions::registry::INTERNAL;
 use crate::ingest::admission::{Accepted, AskedPriority, Emit, Error, PublicId};
 use crate::ingest::fields::{Fields, json_string, object_text};
+use crate::moment::iso;
 use crate::service;
 use crate::streams::bus::Bus;
 use crate::streams::public_id;

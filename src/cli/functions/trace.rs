@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::super::queue::look::iso;
 use super::bounded;
 use crate::functions::store::{Ending, Pending, Run, Status};
+use crate::moment::iso;
 
 /// One step.
 #[derive(Debug, Clone, Default)]

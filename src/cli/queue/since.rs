@@ -90,7 +90,7 @@ fn parse(text: &str) -> Option<Since> {
 
 /// `2026-03-07T19:33:05.000Z`.
 pub fn iso(ms: u64) -> String {
-    super::look::iso(ms).unwrap_or_else(|| ms.to_string())
+    crate::moment::iso(ms).unwrap_or_else(|| ms.to_string())
 }
 
 #[cfg(test)]

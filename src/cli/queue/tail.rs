@@ -7,17 +7,19 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chrono::{Local, SecondsFormat, TimeZone as _, Utc};
+use chrono::{Local, TimeZone as _};
 use clap::builder::styling::{AnsiColor, Style};
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
+use super::super::interrupt::{heard, listen};
 use super::super::output::{self, Failure, Mode};
 use super::super::{Context, Ending, render};
 use super::since::Since;
 use super::{bus, redis_of};
 use crate::config::units::duration_arg;
+use crate::moment;
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
 use crate::streams::family::Family;
@@ -99,7 +101,8 @@ impl Tail<'_> {
         let now = bus.now_ms().await?;
         let mut from = since.unwrap_or(Since::At(now)).entry(&bus, now).await?;
         let redis = redis_of(&bus, self.context).await;
-        if !self.tell(&json!({ "type": "start", "command": self.context.command, "ts": ts(), "redis": redis })) {
+        if !self.tell(&json!({ "type": "start", "command": self.context.command, "ts": moment::now(), "redis": redis }))
+        {
             return Ok(End::Unread);
         }
         let deadline = self.args.timeout.map(|timeout| (Instant::now() + timeout, timeout));
@@ -182,7 +185,7 @@ impl Tail<'_> {
     }
 
     fn log(&self, level: &str, message: &str) {
-        self.tell(&json!({ "type": "log", "level": level, "message": message, "ts": ts() }));
+        self.tell(&json!({ "type": "log", "level": level, "message": message, "ts": moment::now() }));
         if self.context.output.mode == Mode::Human {
             tracing::error!("{message}");
         }
@@ -205,23 +208,6 @@ impl Tail<'_> {
         }
         json!({ "type": "result", "ok": true, "command": self.context.command, "result": result, "next_actions": [] })
     }
-}
-
-fn listen(kind: SignalKind) -> Option<Signal> {
-    signal(kind).ok()
-}
-
-async fn heard(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => {
-            signal.recv().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-fn ts() -> String {
-    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// The event name a record is about.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::super::engine::call::Ticket;
 use super::super::engine::ops::Op;
 use super::super::store::{Advance, Advanced, Guard, history};
-use super::{BODY_MAX, Facade, Problem};
+use super::{BODY_MAX, Facade, Problem, read_body};
 use crate::streams::records::Fact;
 
 /// Largest value of one step, bytes.
@@ -43,8 +43,7 @@ async fn asynchronous(
     body: Bytes,
 ) -> Result<axum::Json<Value>, Problem> {
     let began = std::time::Instant::now();
-    let report: Report =
-        serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
+    let report: Report = read_body(&body)?;
     let Some((owner, thread)) = Ticket::read(&report.qi_id).filter(|(owner, _)| *owner == run) else {
         return Err(Problem::bad("qi_id names no call of this run"));
     };

@@ -11,7 +11,9 @@ use super::super::ids;
 use super::super::registry::Snapshot;
 use super::super::store::{Run, Runs};
 use super::event_log::{self, Stored, Wanted};
-use super::{Facade, Problem, enveloped, iso, runs};
+use super::{Facade, Problem, enveloped, read_body, read_time, runs};
+
+use crate::moment::iso;
 
 /// Events in one answer at most.
 const PAGE_MAX: usize = 1_000;
@@ -57,11 +59,7 @@ struct List {
 async fn latest(State(facade): State<Facade>, Query(list): Query<List>) -> Result<axum::Json<Value>, Problem> {
     let time = |field: &str, text: Option<&String>| match text {
         None => Ok(None),
-        Some(text) => chrono::DateTime::parse_from_rfc3339(text)
-            .ok()
-            .and_then(|at| u64::try_from(at.timestamp_millis()).ok())
-            .map(Some)
-            .ok_or_else(|| Problem::bad(format!("{field}: `{text}` is no RFC 3339 date"))),
+        Some(text) => read_time(field, text).map(Some),
     };
     let cursor = match &list.cursor {
         Some(cursor) => {
@@ -129,8 +127,7 @@ struct Signal {
 }
 
 async fn signal(State(facade): State<Facade>, body: Bytes) -> Result<axum::Json<Value>, Problem> {
-    let sent: Signal =
-        serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
+    let sent: Signal = read_body(&body)?;
     match facade.engine().signal(&sent.signal, &sent.data).await? {
         Some(run) => Ok(enveloped(json!({"run_id": run}))),
         None => Err(Problem::missing("No signal found")),
@@ -144,9 +141,7 @@ async fn invoke(
 ) -> Result<axum::Json<Value>, Problem> {
     let sent: Value = match body.is_empty() {
         true => json!({}),
-        false => {
-            serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?
-        }
+        false => read_body(&body)?,
     };
     let id = facade.engine().invoke(&slug, sent.get("data").cloned().unwrap_or_default()).await?;
     Ok(axum::Json(json!({"id": id, "status": 200})))

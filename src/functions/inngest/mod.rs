@@ -35,6 +35,7 @@ use super::engine::{self, Engine};
 use crate::config::Cidr;
 use crate::diagnose::{Diagnose, chain};
 use crate::ingest::peer::Peer;
+use crate::moment;
 
 /// Largest body of a registration or a checkpoint, bytes.
 const BODY_MAX: usize = 40 << 20;
@@ -152,40 +153,48 @@ impl IntoResponse for Problem {
     }
 }
 
-impl From<crate::streams::redis::Error> for Problem {
-    fn from(error: crate::streams::redis::Error) -> Self {
+impl Problem {
+    /// An error of ours with its own status.
+    fn of(error: &(impl Diagnose + 'static)) -> Self {
         let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = error.retry_after().map(|wait| wait.as_secs().max(1));
-        Self { retry_after, ..Self::new(status, chain(&error)) }
+        Self { retry_after, ..Self::new(status, chain(error)) }
+    }
+}
+
+impl From<crate::streams::redis::Error> for Problem {
+    fn from(error: crate::streams::redis::Error) -> Self {
+        Self::of(&error)
     }
 }
 
 impl From<engine::Error> for Problem {
     fn from(error: engine::Error) -> Self {
         match error {
-            engine::Error::Redis(error) => error.into(),
-            engine::Error::Append(error) => {
-                let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                let retry_after = error.retry_after().map(|wait| wait.as_secs().max(1));
-                Self { retry_after, ..Self::new(status, chain(&error)) }
-            }
+            engine::Error::Redis(error) => Self::of(&error),
+            engine::Error::Append(error) => Self::of(&error),
             engine::Error::NoRun(_) | engine::Error::NoFunction(_) => Self::missing(error.to_string()),
             engine::Error::Ended => Self::new(StatusCode::CONFLICT, error.to_string()),
         }
     }
 }
 
-/// `{"data":…,"metadata":{"fetched_at":…,"cached_until":null}}`.
-fn enveloped(data: Value) -> axum::Json<Value> {
-    let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
-    axum::Json(json!({"data": data, "metadata": {"fetched_at": now, "cached_until": null}}))
+/// A JSON body.
+fn read_body<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))
 }
 
-/// RFC 3339 in UTC, of ms.
-#[must_use]
-pub fn iso(ms: u64) -> Option<String> {
-    let at = chrono::DateTime::from_timestamp_millis(i64::try_from(ms).ok()?)?;
-    Some(at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+/// A date of a query or a body, ms.
+fn read_time(field: &str, text: &str) -> Result<u64, Problem> {
+    chrono::DateTime::parse_from_rfc3339(text)
+        .ok()
+        .and_then(|at| u64::try_from(at.timestamp_millis()).ok())
+        .ok_or_else(|| Problem::bad(format!("{field}: `{text}` is no RFC 3339 date")))
+}
+
+/// `{"data":…,"metadata":{"fetched_at":…,"cached_until":null}}`.
+fn enveloped(data: Value) -> axum::Json<Value> {
+    axum::Json(json!({"data": data, "metadata": {"fetched_at": moment::now(), "cached_until": null}}))
 }
 
 /// JSON text as a value that is written as it is.

@@ -13,7 +13,9 @@ use super::super::engine::{self, call::steps_object};
 use super::super::expr::{Expr, Scope};
 use super::super::ids;
 use super::super::store::{Filter, Run, Status};
-use super::{Facade, Problem, enveloped, iso, raw};
+use super::{Facade, Problem, enveloped, raw, read_body, read_time};
+
+use crate::moment::iso;
 
 /// Runs that one bulk cancellation looks at.
 const BULK_MAX: usize = 100_000;
@@ -148,20 +150,13 @@ struct Bulk {
 
 /// Cancels the runs of one function that started within a time, and for whose event the condition holds.
 async fn cancel_many(State(facade): State<Facade>, body: Bytes) -> Result<Response, Problem> {
-    let bulk: Bulk =
-        serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
+    let bulk: Bulk = read_body(&body)?;
     let known = facade.engine().registry().load().await?;
     let with_app = bulk.app_id.as_ref().map(|app| format!("{app}-{}", bulk.function_id));
     let function = with_app
         .and_then(|slug| known.function(&slug))
         .or_else(|| known.function(&bulk.function_id))
         .ok_or_else(|| Problem::missing(format!("there is no function {}", bulk.function_id)))?;
-    let time = |field: &str, text: &str| {
-        chrono::DateTime::parse_from_rfc3339(text)
-            .ok()
-            .and_then(|at| u64::try_from(at.timestamp_millis()).ok())
-            .ok_or_else(|| Problem::bad(format!("{field}: `{text}` is no RFC 3339 date")))
-    };
     let condition = match &bulk.condition {
         Some(text) => Some(Expr::parse(text).map_err(|error| Problem::bad(format!("if: `{text}`: {error}")))?),
         None => None,
@@ -169,8 +164,8 @@ async fn cancel_many(State(facade): State<Facade>, body: Bytes) -> Result<Respon
     let filter = Filter {
         functions: vec![function.slug.clone()],
         status: vec![Status::Queued, Status::Running],
-        since_ms: bulk.started_after.as_deref().map(|text| time("started_after", text)).transpose()?,
-        until_ms: Some(time("started_before", &bulk.started_before)?),
+        since_ms: bulk.started_after.as_deref().map(|text| read_time("started_after", text)).transpose()?,
+        until_ms: Some(read_time("started_before", &bulk.started_before)?),
         limit: BULK_MAX,
         ..Filter::default()
     };

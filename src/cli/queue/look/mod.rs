@@ -6,8 +6,6 @@ pub mod list;
 pub mod registry;
 pub mod why;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render;
@@ -53,12 +51,6 @@ pub async fn run(command: &Command, context: &Context) -> Result<Report, Failure
 /// `queue inspect` of something just seen.
 pub(super) fn inspect_action(id: &str, description: &str) -> NextAction {
     NextAction::new("queue inspect <id>", description).param("id", Param::new().value(id).required())
-}
-
-/// A moment as people and scripts read it.
-pub(in crate::cli) fn iso(ms: u64) -> Option<String> {
-    let at = i64::try_from(ms).ok().and_then(DateTime::<Utc>::from_timestamp_millis)?;
-    Some(at.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
 /// How long ago a moment of Redis's clock is.

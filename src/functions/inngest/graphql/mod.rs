@@ -44,7 +44,7 @@ use tokio::sync::OnceCell;
 use super::super::engine;
 use super::super::registry::Snapshot;
 use super::super::store::Runs;
-use super::{Facade, Problem};
+use super::{Facade, Problem, read_body};
 use crate::diagnose::chain;
 
 /// Largest body, bytes: what `invokeFunction` may carry.
@@ -87,8 +87,7 @@ async fn answer(
         let error = "content-type must be application/json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
     }
-    let asked: Asked =
-        serde_json::from_slice(&body).map_err(|error| Problem::bad(format!("the body can't be read: {error}")))?;
+    let asked: Asked = read_body(&body)?;
     let query = asked.query.filter(|query| !query.trim().is_empty()).ok_or_else(|| Problem::bad("query is missing"))?;
     if query.len() > limits::QUERY_BYTES {
         return Err(Problem::bad(format!("the query is longer than {} bytes", limits::QUERY_BYTES)));

@@ -3,7 +3,7 @@
 use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value, scalar};
 use serde::{Deserialize, Serialize};
 
-use super::super::iso;
+use crate::moment::iso;
 
 /// Ms since the epoch; RFC 3339 with ms on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
