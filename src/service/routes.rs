@@ -16,6 +16,7 @@ use crate::drainer::scheduler::Slots;
 use crate::functions;
 use crate::functions::engine::{Engine, EventHandler, WorkHandler};
 use crate::functions::registry::INTERNAL;
+use crate::functions::registry::flow::DEFAULT_LIMIT;
 use crate::functions::store::WORK;
 use crate::ingest::admission::{Route, Routes};
 use crate::registry::Registry;
@@ -110,7 +111,11 @@ impl RegistryPlans {
         FamilyPlan {
             handler: Some(Arc::new(WorkHandler::new(self.engine.clone()))),
             unrouted_because: None,
-            concurrency: function.and_then(|function| function.concurrency()).unwrap_or(u32::MAX),
+            // Limits of the function's own are counted in Redis, for all processes.
+            concurrency: match function {
+                Some(function) if function.flow.concurrency.is_empty() => DEFAULT_LIMIT,
+                _ => u32::MAX,
+            },
             weight: 1,
             ordered: false,
             rate_per_s: None,

@@ -305,6 +305,7 @@ mod tests {
             cancel: Vec::new(),
             start_timeout_ms: None,
             finish_timeout_ms: None,
+            flow: crate::functions::registry::flow::Flow::default(),
             warnings: Vec::new(),
             config: serde_json::Value::Null,
         }

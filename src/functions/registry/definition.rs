@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::super::duration::time_string;
 use super::super::expr::{Expr, Roots};
 use super::super::ids;
+use super::super::schedule::Schedule;
+use super::flow::Flow;
 
 /// Retries where a function names none.
 pub const DEFAULT_RETRIES: u32 = 4;
@@ -19,9 +21,7 @@ pub const DEFAULT_RETRIES: u32 = 4;
 pub const MAX_RETRIES: u32 = 20;
 const MAX_TRIGGERS: usize = 10;
 const MAX_CANCELS: usize = 5;
-const MAX_CONCURRENCY: usize = 2;
 const MAX_NAME_CHARS: usize = 255;
-const DAY_MS: u64 = 86_400_000;
 
 /// An app as it registered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,31 +70,13 @@ pub struct Function {
     /// A run that has not ended so many ms after its start is cancelled.
     #[serde(default)]
     pub finish_timeout_ms: Option<u64>,
+    /// Flow control.
+    pub flow: Flow,
     /// What is odd about it, without being a reason to refuse it.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// As it was registered.
     pub config: Value,
-}
-
-impl Function {
-    /// The limit of its steps at once, where it has one without a key.
-    #[must_use]
-    pub fn concurrency(&self) -> Option<u32> {
-        let limit = |value: &Value| match value {
-            Value::Number(_) => value.as_u64(),
-            Value::Object(entry) => {
-                let has = |key: &str| entry.get(key).is_some_and(|value| !value.is_null());
-                if has("key") || has("scope") { None } else { entry.get("limit").and_then(Value::as_u64) }
-            }
-            _ => None,
-        };
-        let found = match self.config.get("concurrency")? {
-            Value::Array(entries) => entries.iter().filter_map(limit).min(),
-            other => limit(other),
-        };
-        found.filter(|limit| *limit > 0).and_then(|limit| u32::try_from(limit).ok())
-    }
 }
 
 /// What starts a function.
@@ -109,6 +91,9 @@ pub struct Trigger {
     /// Schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<String>,
+    /// A tick fires up to so many ms late, each by its own share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_ms: Option<u64>,
 }
 
 /// An event that cancels a run.
@@ -215,34 +200,34 @@ fn checksum(functions: &[Function]) -> String {
 
 /// The members of an object, found without regard to case.
 #[derive(Clone, Copy)]
-struct Members<'a>(&'a Map<String, Value>);
+pub(super) struct Members<'a>(pub(super) &'a Map<String, Value>);
 
 impl<'a> Members<'a> {
-    fn get(self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(self, key: &str) -> Option<&'a Value> {
         self.0.get(key).or_else(|| self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, v)| v))
     }
 
-    fn text(self, key: &str) -> Option<String> {
+    pub(super) fn text(self, key: &str) -> Option<String> {
         self.get(key).and_then(Value::as_str).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
     /// Absent, null and empty lists are the same.
-    fn list(self, key: &str) -> Option<&'a [Value]> {
+    pub(super) fn list(self, key: &str) -> Option<&'a [Value]> {
         self.get(key).and_then(Value::as_array).map(Vec::as_slice).filter(|list| !list.is_empty())
     }
 
-    fn object(self, key: &str) -> Option<Members<'a>> {
+    pub(super) fn object(self, key: &str) -> Option<Members<'a>> {
         self.get(key).and_then(Value::as_object).map(Members)
     }
 }
 
 /// Reads one function and says what is wrong with it.
-struct Reader<'a> {
-    body: Members<'a>,
+pub(super) struct Reader<'a> {
+    pub(super) body: Members<'a>,
     config: &'a Value,
     label: String,
     app: &'a str,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
@@ -255,7 +240,7 @@ impl<'a> Reader<'a> {
         Ok(Self { body, config, label, app, warnings: Vec::new() })
     }
 
-    fn wrong(&self, field: &str, reason: impl Into<String>) -> Invalid {
+    pub(super) fn wrong(&self, field: &str, reason: impl Into<String>) -> Invalid {
         Invalid::Function { function: self.label.clone(), field: field.to_owned(), reason: reason.into() }
     }
 
@@ -277,22 +262,7 @@ impl<'a> Reader<'a> {
             }
             None => (None, None),
         };
-        self.concurrency()?;
-        self.throttle()?;
-        self.rate_limit()?;
-        self.debounce()?;
-        self.batch()?;
-        for (field, key) in [("idempotency", self.body.text("idempotency"))] {
-            if let Some(key) = key {
-                self.condition(&key, field, Roots::Event)?;
-            }
-        }
-        if let Some(key) = self.body.object("priority").and_then(|priority| priority.text("run")) {
-            self.loose_key(&key, "priority.run")?;
-        }
-        if let Some(key) = self.body.object("singleton").and_then(|singleton| singleton.text("key")) {
-            self.loose_key(&key, "singleton.key")?;
-        }
+        let flow = self.flow()?;
         Ok(Function {
             id: ids::function_id(app_id, &slug),
             app: self.app.to_owned(),
@@ -304,6 +274,7 @@ impl<'a> Reader<'a> {
             cancel,
             start_timeout_ms,
             finish_timeout_ms,
+            flow,
             warnings: self.warnings,
             config: self.config.clone(),
         })
@@ -345,8 +316,12 @@ impl<'a> Reader<'a> {
             let Some(item) = item.as_object().map(Members) else {
                 return Err(self.wrong(&field, "must be an object"));
             };
-            let trigger =
-                Trigger { event: item.text("event"), expression: item.text("expression"), cron: item.text("cron") };
+            let mut trigger = Trigger {
+                event: item.text("event"),
+                expression: item.text("expression"),
+                cron: item.text("cron"),
+                jitter_ms: None,
+            };
             match (&trigger.event, &trigger.cron) {
                 (Some(_), Some(_)) => return Err(self.wrong(&field, "has both event and cron")),
                 (None, None) => return Err(self.wrong(&field, "has neither event nor cron")),
@@ -358,11 +333,15 @@ impl<'a> Reader<'a> {
                 if !ms.is_some_and(|ms| (1_000..=300_000).contains(&ms)) {
                     return Err(self.wrong(&format!("{field}.jitter"), format!("{jitter} must be 1s to 5m")));
                 }
+                trigger.jitter_ms = ms;
             }
             if let Some(expression) = &trigger.expression {
                 self.condition(expression, &format!("{field}.expression"), Roots::Event)?;
             }
-            if triggers.contains(&trigger) {
+            let is_same = |other: &Trigger| {
+                (&other.event, &other.expression, &other.cron) == (&trigger.event, &trigger.expression, &trigger.cron)
+            };
+            if triggers.iter().any(is_same) {
                 return Err(self.wrong(&field, "repeats an earlier trigger"));
             }
             triggers.push(trigger);
@@ -381,20 +360,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Five fields, optionally after `TZ=Area/City`. The schedule itself is parsed where it runs.
     fn cron(&self, cron: &str, field: &str) -> Result<(), Invalid> {
         if cron.chars().count() > MAX_NAME_CHARS {
             return Err(self.wrong(field, format!("is longer than {MAX_NAME_CHARS} characters")));
         }
-        let rest = match cron.strip_prefix("TZ=").or_else(|| cron.strip_prefix("CRON_TZ=")) {
-            Some(rest) => rest.split_once(' ').map_or("", |(_, rest)| rest),
-            None => cron,
-        };
-        let fields = rest.split_whitespace().count();
-        if fields == 5 {
-            return Ok(());
-        }
-        Err(self.wrong(field, format!("`{cron}` has {fields} fields; five are needed, as in `0 9 * * 1`")))
+        cron.parse::<Schedule>().map(drop).map_err(|error| self.wrong(field, error.to_string()))
     }
 
     fn cancels(&self) -> Result<Vec<Cancel>, Invalid> {
@@ -416,114 +386,12 @@ impl<'a> Reader<'a> {
         listed.iter().enumerate().map(read).collect()
     }
 
-    fn concurrency(&mut self) -> Result<(), Invalid> {
-        let entries: Vec<&Value> = match self.body.get("concurrency") {
-            None | Some(Value::Null) => return Ok(()),
-            Some(Value::Array(list)) => list.iter().collect(),
-            Some(Value::Object(object)) => {
-                let members = Members(object);
-                let nested: Vec<&Value> = ["fn", "step"].iter().filter_map(|key| members.list(key)).flatten().collect();
-                if nested.is_empty() { vec![self.body.get("concurrency").unwrap_or(&Value::Null)] } else { nested }
-            }
-            Some(Value::Number(_)) => return Ok(()),
-            Some(other) => return Err(self.wrong("concurrency", format!("{other} is no limit"))),
-        };
-        if entries.len() > MAX_CONCURRENCY {
-            return Err(
-                self.wrong("concurrency", format!("has {} entries; the limit is {MAX_CONCURRENCY}", entries.len()))
-            );
-        }
-        for (index, entry) in entries.into_iter().enumerate() {
-            let field = format!("concurrency[{index}]");
-            let Some(entry) = entry.as_object().map(Members) else { continue };
-            let key = entry.text("key");
-            let scope = entry.text("scope").unwrap_or_default();
-            if matches!(scope.as_str(), "env" | "account") && key.is_none() {
-                return Err(self.wrong(&field, format!("scope `{scope}` needs a key")));
-            }
-            if let Some(key) = key {
-                self.loose_key(&key, &format!("{field}.key"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn throttle(&mut self) -> Result<(), Invalid> {
-        let Some(throttle) = self.body.object("throttle") else { return Ok(()) };
-        let period = self.span(throttle, "period", "throttle.period")?;
-        if !period.is_some_and(|ms| (1_000..=7 * DAY_MS).contains(&ms)) {
-            return Err(self.wrong("throttle.period", "must be 1s to 7d"));
-        }
-        match throttle.text("key") {
-            Some(key) => self.loose_key(&key, "throttle.key"),
-            None => Ok(()),
-        }
-    }
-
-    fn rate_limit(&mut self) -> Result<(), Invalid> {
-        let Some(limit) = self.body.object("rateLimit") else { return Ok(()) };
-        if limit.get("limit").and_then(Value::as_i64).is_none_or(|limit| limit <= 0) {
-            return Err(self.wrong("rateLimit.limit", "must be above 0"));
-        }
-        let period = self.span(limit, "period", "rateLimit.period")?;
-        if !period.is_some_and(|ms| ms > 0 && ms <= DAY_MS) {
-            return Err(self.wrong("rateLimit.period", "must be at most 24h"));
-        }
-        self.strict_key(limit, "rateLimit.key")
-    }
-
-    fn debounce(&mut self) -> Result<(), Invalid> {
-        let Some(debounce) = self.body.object("debounce") else { return Ok(()) };
-        let period = self.span(debounce, "period", "debounce.period")?;
-        if !period.is_some_and(|ms| (1_000..=7 * DAY_MS).contains(&ms)) {
-            return Err(self.wrong("debounce.period", "must be 1s to 7d"));
-        }
-        self.span(debounce, "timeout", "debounce.timeout")?;
-        self.strict_key(debounce, "debounce.key")
-    }
-
-    fn batch(&mut self) -> Result<(), Invalid> {
-        let Some(batch) = self.body.object("batchEvents") else { return Ok(()) };
-        if batch.get("maxSize").and_then(Value::as_i64).is_none_or(|size| size < 2) {
-            return Err(self.wrong("batchEvents.maxSize", "must be at least 2"));
-        }
-        let timeout = self.span(batch, "timeout", "batchEvents.timeout")?;
-        if timeout.is_none_or(|ms| ms < 1_000) {
-            return Err(self.wrong("batchEvents.timeout", "must be at least 1s"));
-        }
-        let has_priority = self.body.object("priority").is_some_and(|priority| priority.text("run").is_some());
-        for (field, is_there) in [
-            ("cancel", self.body.list("cancel").is_some()),
-            ("debounce", self.body.object("debounce").is_some()),
-            ("singleton", self.body.object("singleton").is_some()),
-            ("priority.run", has_priority),
-        ] {
-            if is_there {
-                return Err(self.wrong("batchEvents", format!("can't be combined with {field}")));
-            }
-        }
-        self.strict_key(batch, "batchEvents.key")
-    }
-
-    fn strict_key(&self, of: Members<'_>, field: &str) -> Result<(), Invalid> {
-        of.text("key").map_or(Ok(()), |key| self.condition(&key, field, Roots::Event))
-    }
-
-    /// Where existing servers only parse, an expression that can't be evaluated stands for its own text.
-    fn loose_key(&mut self, key: &str, field: &str) -> Result<(), Invalid> {
-        let expr = Expr::parse(key).map_err(|error| self.wrong(field, format!("`{key}`: {error}")))?;
-        if let Err(error) = expr.check(Roots::Event) {
-            self.warnings.push(format!("{field}: `{key}` can't be evaluated ({error}): it is one constant group; quote it as `\"{key}\"` to say so"));
-        }
-        Ok(())
-    }
-
-    fn condition(&self, text: &str, field: &str, roots: Roots) -> Result<(), Invalid> {
+    pub(super) fn condition(&self, text: &str, field: &str, roots: Roots) -> Result<(), Invalid> {
         Expr::compile(text, roots).map(drop).map_err(|error| self.wrong(field, format!("`{text}`: {error}")))
     }
 
     /// A time string in ms; absent, null and empty are none.
-    fn span(&self, of: Members<'_>, key: &str, field: &str) -> Result<Option<u64>, Invalid> {
+    pub(super) fn span(&self, of: Members<'_>, key: &str, field: &str) -> Result<Option<u64>, Invalid> {
         match of.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) if text.trim().is_empty() => Ok(None),

@@ -15,6 +15,7 @@
 //! 2. A function that is gone is archived, not deleted: its runs end with what they began.
 
 pub mod definition;
+pub mod flow;
 mod snapshot;
 mod store;
 

@@ -231,7 +231,7 @@ impl Function {
 
     /// Steps of it that run at once; 0 is any number.
     async fn concurrency(&self) -> u32 {
-        self.record.as_ref().and_then(|record| record.concurrency()).unwrap_or(0)
+        self.record.as_ref().and_then(|record| record.flow.plain_limit()).unwrap_or(0)
     }
 
     async fn triggers(&self) -> Option<Vec<FunctionTrigger>> {
