@@ -18,7 +18,8 @@ use support::{Joelclaw, Ran, eventually, free_port};
 use system_bus::functions::ids;
 use system_bus::functions::registry::{Function, Health, Registration, Registry};
 use system_bus::functions::store::{
-    Advance, Advanced, Begun, End, Guard, Limits, NewRun, Runs, Status, Wait, history, work_family, work_lane,
+    Advance, Advanced, Begun, Bounds, End, Guard, Limits, NewRun, Runs, Scheduled, Status, Wait, history, work_family,
+    work_lane,
 };
 use system_bus::streams::append::{Appender, NewEvent, Settings};
 use system_bus::streams::json::JsonObject;
@@ -105,15 +106,16 @@ impl Shop {
             function_id: function.id,
             app: function.app.clone(),
             lane: work_lane(&function.slug, function.id, Priority::P2),
-            events: events.to_string(),
+            events: events.as_array().unwrap().iter().map(ToString::to_string).collect(),
             event_ids: vec![event.to_owned()],
             correlation: None,
             cause: "event",
             start_timeout_ms: None,
             finish_timeout_ms: None,
             cancels: Vec::new(),
+            bounds: Bounds::default(),
         };
-        assert_eq!(self.runs.start(&[run]).await.unwrap(), [true]);
+        assert_eq!(self.runs.start(&[run]).await.unwrap(), [Scheduled::New]);
         id
     }
 
@@ -121,7 +123,7 @@ impl Shop {
     async fn begin(&self, run: &str) -> Begun {
         let thread = self.runs.live(run).await.unwrap()["t:d"].clone();
         let entry = thread.rsplit('|').next().unwrap();
-        self.runs.begin(run, "d", entry).await.unwrap().unwrap()
+        self.runs.begin(run, "d", entry, 0).await.unwrap().begun().unwrap()
     }
 
     async fn advance(&self, run: &str, fill: impl FnOnce(&mut Advance<'_>)) {

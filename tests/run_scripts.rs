@@ -6,7 +6,8 @@ use serde_json::json;
 use system_bus::functions::ids;
 use system_bus::functions::registry::{Registration, Registry};
 use system_bus::functions::store::{
-    Advance, Advanced, Begun, End, Filter, Guard, Limits, NewRun, Reconciled, Runs, Status, Wait, work_lane,
+    Advance, Advanced, Begun, Bounds, End, Filter, Guard, Limits, NewRun, Reconciled, Runs, Scheduled, Status, Wait,
+    work_lane,
 };
 use system_bus::streams::priority::Priority;
 
@@ -34,22 +35,23 @@ impl Stage {
             function_id: function,
             app: "app".into(),
             lane: work_lane("app-f", function, Priority::P2),
-            events: r#"[{"data":{},"id":"e","name":"a/b","ts":1,"user":{}}]"#.into(),
+            events: vec![r#"{"data":{},"id":"e","name":"a/b","ts":1,"user":{}}"#.into()],
             event_ids: vec!["e".into()],
             correlation: None,
             cause: "event",
             start_timeout_ms: None,
             finish_timeout_ms: None,
             cancels: Vec::new(),
+            bounds: Bounds::default(),
         }
     }
 
     /// A run that has begun its first call, and the entry that carries it.
     async fn begun(&self) -> (Begun, String) {
         let new = self.new_run("RUN1");
-        assert_eq!(self.runs.start(std::slice::from_ref(&new)).await.unwrap(), [true]);
+        assert_eq!(self.runs.start(std::slice::from_ref(&new)).await.unwrap(), [Scheduled::New]);
         let entry = self.entries().await.pop().unwrap();
-        (self.runs.begin("RUN1", "d", &entry).await.unwrap().unwrap(), entry)
+        (self.runs.begin("RUN1", "d", &entry, 0).await.unwrap().begun().unwrap(), entry)
     }
 
     /// Ids of the work items, oldest first.
@@ -101,8 +103,11 @@ async fn a_run_is_created_once_with_its_work_item_and_its_cancellations() {
     let wait = Wait { condition: None, event: json!(null), since_ms: 1, until_ms: None };
     new.cancels.push(("a/stop".into(), wait.clone()));
     new.start_timeout_ms = Some(5_000);
-    assert_eq!(stage.runs.start(std::slice::from_ref(&new)).await.unwrap(), [true]);
-    assert_eq!(stage.runs.start(&[new, stage.new_run("RUN2")]).await.unwrap(), [false, true]);
+    assert_eq!(stage.runs.start(std::slice::from_ref(&new)).await.unwrap(), [Scheduled::New]);
+    assert_eq!(
+        stage.runs.start(&[new, stage.new_run("RUN2")]).await.unwrap(),
+        [Scheduled::Known { skipped: None }, Scheduled::New]
+    );
     assert_eq!(stage.entries().await.len(), 2);
     assert_eq!(stage.runs.waits("a/stop").await.unwrap(), [("RUN1".into(), "c:1".into(), wait)]);
     assert_eq!(stage.timers().await, ["S|RUN1|"]);
@@ -118,11 +123,11 @@ async fn a_thread_is_taken_up_under_the_entry_that_carries_it_only() {
     let stage = Stage::start().await;
     let (first, entry) = stage.begun().await;
     assert_eq!((first.attempt, first.generation, first.run.status), (0, 1, Status::Running));
-    let again = stage.runs.begin("RUN1", "d", &entry).await.unwrap().unwrap();
+    let again = stage.runs.begin("RUN1", "d", &entry, 0).await.unwrap().begun().unwrap();
     assert_eq!(again.generation, 2);
-    assert!(stage.runs.begin("RUN1", "d", "1-1").await.unwrap().is_none(), "another entry");
-    assert!(stage.runs.begin("RUN1", "x", "1-1").await.unwrap().is_none(), "another thread");
-    assert!(stage.runs.begin("NONE", "d", &entry).await.unwrap().is_none(), "no such run");
+    assert!(stage.runs.begin("RUN1", "d", "1-1", 0).await.unwrap().begun().is_none(), "another entry");
+    assert!(stage.runs.begin("RUN1", "x", "1-1", 0).await.unwrap().begun().is_none(), "another thread");
+    assert!(stage.runs.begin("NONE", "d", &entry, 0).await.unwrap().begun().is_none(), "no such run");
     // The first worker comes late: nothing of what it says is written.
     let mut late = advance(thread(&first, &entry));
     late.memo("s1", "{}".into(), NOTE.into());
@@ -144,7 +149,7 @@ async fn a_step_is_memoized_once_and_the_caller_goes_on_under_its_entry() {
     assert_eq!(stage.runs.steps("RUN1").await.unwrap(), [("s1".into(), r#"{"data":1}"#.into())]);
     assert_eq!(stage.entries().await.len(), 1, "no further work item");
     // A crash here: the entry still leads to the thread, whatever it names.
-    let taken = stage.runs.begin("RUN1", "gone", &entry).await.unwrap().unwrap();
+    let taken = stage.runs.begin("RUN1", "gone", &entry, 0).await.unwrap().begun().unwrap();
     assert_eq!((taken.thread.as_str(), taken.stack.len(), taken.run.version), ("d", 1, 1));
 }
 
@@ -161,7 +166,7 @@ async fn a_fan_out_is_joined_by_one_discovery() {
     assert_eq!(next(stage.runs.advance(planned).await.unwrap()), Some(("p1".into(), 2)));
     let entries = stage.entries().await;
     assert_eq!(entries.len(), 2, "the second branch has a work item of its own");
-    let p2 = stage.runs.begin("RUN1", "p2", &entries[1]).await.unwrap().unwrap();
+    let p2 = stage.runs.begin("RUN1", "p2", &entries[1], 0).await.unwrap().begun().unwrap();
     assert!(p2.run.force_plan);
 
     let mut done = advance(Guard::Thread { thread: "p1", generation: 2, entry: Some(&entry) });
@@ -197,7 +202,7 @@ async fn what_completes_during_a_discovery_is_followed_by_another() {
     }
     let entries = stage.entries().await;
     assert_eq!(entries.len(), 2, "one discovery is queued, not two");
-    let discovery = stage.runs.begin("RUN1", "d", &entries[1]).await.unwrap().unwrap();
+    let discovery = stage.runs.begin("RUN1", "d", &entries[1], 0).await.unwrap().begun().unwrap();
     let mut nothing = advance(thread(&discovery, &entries[1]));
     nothing.empty_answer();
     assert_eq!(next(stage.runs.advance(nothing).await.unwrap()), Some(("d".into(), 3)));
@@ -210,7 +215,7 @@ async fn a_retry_waits_in_the_timers_and_counts_its_attempt() {
     let mut failed = advance(thread(&begun, &entry));
     failed.retry(1, NOTE.into());
     assert_eq!(next(stage.runs.advance(failed).await.unwrap()), None);
-    assert!(stage.runs.begin("RUN1", "d", &entry).await.unwrap().is_none(), "not before it is due");
+    assert!(stage.runs.begin("RUN1", "d", &entry, 0).await.unwrap().begun().is_none(), "not before it is due");
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     let (due, _, _) = stage.runs.due_timers(9).await.unwrap();
     assert_eq!(due, ["t|RUN1|d"]);
@@ -220,7 +225,7 @@ async fn a_retry_waits_in_the_timers_and_counts_its_attempt() {
         assert_eq!(matches!(stage.runs.advance(again).await.unwrap(), Advanced::On { .. }), expected);
     }
     let entries = stage.entries().await;
-    let second = stage.runs.begin("RUN1", "d", entries.last().unwrap()).await.unwrap().unwrap();
+    let second = stage.runs.begin("RUN1", "d", entries.last().unwrap(), 0).await.unwrap().begun().unwrap();
     assert_eq!((entries.len(), second.attempt, second.generation), (2, 1, 2));
 }
 
@@ -233,7 +238,7 @@ async fn a_checkpoint_stores_and_starts_attempts_anew_without_ending_the_call() 
     report.checkpoint();
     report.memo("s1", "1".into(), NOTE.into());
     assert_eq!(next(stage.runs.advance(report).await.unwrap()), None);
-    stage.runs.begin("RUN1", "d", &entry).await.unwrap().unwrap();
+    stage.runs.begin("RUN1", "d", &entry, 0).await.unwrap().begun().unwrap();
     let mut late = advance(guard);
     late.checkpoint();
     late.memo("s2", "2".into(), NOTE.into());
@@ -322,7 +327,7 @@ async fn a_run_whose_work_item_is_gone_is_queued_again_and_given_up_at_last() {
         assert_eq!(stage.runs.reconcile("RUN1").await.unwrap(), Reconciled::Repaired);
         assert_eq!(stage.runs.reconcile("RUN1").await.unwrap(), Reconciled::Going);
         let entry = stage.entries().await.pop().unwrap();
-        assert!(stage.runs.begin("RUN1", "d", &entry).await.unwrap().is_some());
+        assert!(stage.runs.begin("RUN1", "d", &entry, 0).await.unwrap().begun().is_some());
     }
     let lane = stage.t.bus.keys.lane(&stage.new_run("x").lane);
     let _: u64 = stage.t.bus.redis.query(redis::cmd("XTRIM").arg(&lane).arg("MAXLEN").arg(0)).await.unwrap();

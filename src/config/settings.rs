@@ -32,6 +32,15 @@ pub enum Fairness {
     Off,
 }
 
+/// What becomes of ticks of a cron schedule that no server was there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissedTicks {
+    /// The last one fires.
+    Last,
+    /// None fires.
+    Skip,
+}
+
 /// When an append is answered as accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DurabilityClass {
@@ -178,6 +187,8 @@ settings! {
         retain: Duration = span(), "FUNCTIONS_RETAIN", default "7d";
         /// How long failed runs stay.
         retain_failed: Duration = span(), "FUNCTIONS_RETAIN_FAILED", default "30d";
+        /// Ticks of cron schedules that no server was there for: `last` runs the last one, `skip` none.
+        cron_missed: MissedTicks = choice(&[("last", MissedTicks::Last), ("skip", MissedTicks::Skip)]), "FUNCTIONS_CRON_MISSED", default "last";
         /// How often every app is asked what it serves.
         sync_interval: Duration = seconds(1..=3_600), "INNGEST_POLL_INTERVAL", default "10";
         /// Apps that need not register themselves, comma-separated: `http://localhost:3000/api/inngest`.

@@ -317,6 +317,7 @@ pub fn engine_settings(config: &Config) -> Result<engine::Settings, crate::confi
         retry_interval: own.retry_interval,
         limits: Limits { steps: own.max_steps, state_bytes: own.max_state_bytes },
         keep: Keep { done_ms: ms(own.retain), failed_ms: ms(own.retain_failed) },
+        cron_missed: own.cron_missed,
         sync_interval: own.sync_interval,
         app_urls: own.app_urls.clone(),
         host_aliases: own.host_aliases.iter().filter_map(alias).collect(),

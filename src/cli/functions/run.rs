@@ -246,7 +246,7 @@ async fn find_children(runs: &Runs, run: &Run, trace: &mut Trace) -> Result<(), 
 
 const fn due(pending: &Pending) -> Option<u64> {
     match pending {
-        Pending::Call { .. } => None,
+        Pending::Call { .. } | Pending::Line { .. } => None,
         Pending::Retry { at_ms: at, .. }
         | Pending::Sleep { until_ms: at, .. }
         | Pending::Event { until_ms: at, .. }
@@ -297,6 +297,12 @@ async fn wait(bus: &Bus, run: &Run, trace: &Trace, pending: &Pending, now: u64) 
             }
             return Ok(Wait { sentence, command, json });
         }
+        Pending::Line { thread, attempt, line, ahead } => {
+            let (kind, why) = held_by(bus, run, line).await?;
+            let before = ahead.map(|ahead| format!(", {ahead} before it")).unwrap_or_default();
+            let sentence = format!("the call of {}: {why}{before}", what(thread));
+            (kind, sentence, json!({ "attempt": attempt, "line": line, "ahead": ahead }))
+        }
         Pending::Retry { thread, attempt, at_ms } => {
             let step = (thread != DISCOVERY).then_some(thread.as_str());
             let last = trace.failed.iter().rev().find(|failed| step.is_none() || failed.step.as_deref() == step);
@@ -340,6 +346,20 @@ async fn wait(bus: &Bus, run: &Run, trace: &Trace, pending: &Pending, now: u64) 
     json["kind"] = kind.into();
     json["sentence"] = sentence.as_str().into();
     Ok(Wait { sentence, command: None, json })
+}
+
+/// What a line is for: the limit, throttle or pause that holds back who stands in it.
+async fn held_by(bus: &Bus, run: &Run, line: &str) -> Result<(&'static str, String), Failure> {
+    if line.starts_with("held:") {
+        return Ok(("pause", format!("function {} is paused", run.function)));
+    }
+    let group = Runs::new(bus.clone()).group(line).await?;
+    let Some(group) = group else { return Ok(("limit", "a limit holds it back".to_owned())) };
+    let value = if group.value.is_empty() { String::new() } else { format!(" = {}", group.value) };
+    Ok(match group.key.starts_with("throttle") {
+        true => ("throttle", format!("its start waits for the {}{value}", group.key)),
+        false => ("limit", format!("all {} slots of {}{value} are taken", group.held, group.key)),
+    })
 }
 
 /// What holds a queued call, as for any entry of a lane.

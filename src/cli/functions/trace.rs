@@ -200,6 +200,7 @@ fn take_value(step: &mut Step, text: &str) {
 fn open_status(hash: &str, pending: &[Pending]) -> &'static str {
     let of = |pending: &Pending| match pending {
         Pending::Call { thread, .. } => (thread == hash).then_some("QUEUED"),
+        Pending::Line { thread, .. } => (thread == hash).then_some("QUEUED"),
         Pending::Retry { thread, .. } => (thread == hash).then_some("RETRYING"),
         Pending::Sleep { step, .. } => (step == hash).then_some("SLEEPING"),
         Pending::Event { step, .. } | Pending::Invoke { step, .. } | Pending::Signal { step, .. } => {

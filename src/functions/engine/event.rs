@@ -22,6 +22,8 @@ pub mod names {
     pub const CANCELLED: &str = "inngest/function.cancelled";
     /// A function is asked for by another one.
     pub const INVOKED: &str = "inngest/function.invoked";
+    /// A schedule's time has come.
+    pub const TICK: &str = "inngest/scheduled.timer";
 }
 
 /// One event, as text for functions and as a value for expressions.

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::super::expr::Scope;
 use super::super::ids;
 use super::super::registry::Function;
-use super::super::store::{Advance, Advanced, Guard, NewRun, Wait, history, work_lane};
+use super::super::store::{Advance, Advanced, Guard, NewRun, Scheduled, Wait, history, work_lane};
+use super::bounds::Stages;
 use super::event::{Event, names};
 use super::{Engine, Error};
 use crate::diagnose::chain;
@@ -25,6 +26,9 @@ use crate::streams::redis::Error as RedisError;
 
 /// Events looked at when a wait is registered or a run is created late.
 const REPLAY_MAX: usize = 1_000;
+
+/// How often a run tries to take a singleton from the run that holds it.
+const SINGLETON_TRIES: usize = 5;
 
 /// Hands events to the engine.
 #[derive(Debug, Clone)]
@@ -62,10 +66,10 @@ impl Handler for EventHandler {
 }
 
 /// Where an event is and what it is.
-struct Arrival<'a> {
-    event: &'a Event,
-    entry: EntryId,
-    priority: Priority,
+pub(super) struct Arrival<'a> {
+    pub event: &'a Event,
+    pub entry: EntryId,
+    pub priority: Priority,
 }
 
 impl Engine {
@@ -88,7 +92,10 @@ impl Engine {
         let mut runs = Vec::new();
         for function in snapshot.triggered_by(name) {
             if self.is_triggered(&function, name, &arrival.event.value).await {
-                runs.push(self.new_run(&function, arrival, "event", None, ""));
+                match self.new_run(&function, arrival, "event", None, Stages::All) {
+                    Ok(run) => runs.push(run),
+                    Err(reason) => self.journal_refused(&function, arrival.event, &reason).await,
+                }
             }
         }
         self.start_runs(runs, arrival).await
@@ -124,15 +131,15 @@ impl Engine {
         false
     }
 
-    /// A run of `function` for an event. Another `again` makes another run of the same event.
-    fn new_run(
+    /// A run of `function` for an event; the error says why there is to be none.
+    pub(super) fn new_run(
         &self,
         function: &Function,
         arrival: &Arrival<'_>,
         cause: &'static str,
         correlation: Option<String>,
-        again: &str,
-    ) -> NewRun {
+        stages: Stages,
+    ) -> Result<NewRun, String> {
         let event = arrival.event;
         let cancels = function
             .cancel
@@ -150,40 +157,104 @@ impl Engine {
                 Some((cancel.event.clone(), Wait { condition, event: part, since_ms, until_ms }))
             })
             .collect();
-        NewRun {
-            id: ids::run_id(function.id, &event.public_id, again),
+        Ok(NewRun {
+            id: ids::run_id(function.id, &event.public_id, ""),
             function: function.slug.clone(),
             function_id: function.id,
             app: function.app.clone(),
             lane: work_lane(&function.slug, function.id, arrival.priority),
-            events: format!("[{}]", event.json),
+            events: vec![event.json.clone()],
             event_ids: vec![event.public_id.clone()],
             correlation,
             cause,
             start_timeout_ms: function.start_timeout_ms,
             finish_timeout_ms: function.finish_timeout_ms,
             cancels,
-        }
+            bounds: self.bounds(function, &event.value, stages)?,
+        })
     }
 
-    async fn start_runs(&self, runs: Vec<NewRun>, arrival: &Arrival<'_>) -> Result<(), Error> {
-        if runs.is_empty() {
-            return Ok(());
-        }
-        let created = self.runs().start(&runs).await?;
-        for (run, _) in runs.iter().zip(created).filter(|(_, created)| *created) {
-            if run.start_timeout_ms.is_some() {
-                self.inner.timer_set.notify_one();
+    /// Journals why a function gets no run of an event.
+    pub(super) async fn journal_refused(&self, function: &Function, event: &Event, reason: &str) {
+        let fact = Fact::new("functions", "function.event.refused")
+            .event(event.public_id.clone())
+            .with("function", function.slug.clone())
+            .failed(reason);
+        let _ = self.runs().bus().journal([fact]).await;
+    }
+
+    async fn start_runs(&self, mut runs: Vec<NewRun>, arrival: &Arrival<'_>) -> Result<(), Error> {
+        for _ in 0..SINGLETON_TRIES {
+            if runs.is_empty() {
+                return Ok(());
             }
-            // A cancelling event may have been dispatched before the event that starts the run.
-            for (index, (event, wait)) in run.cancels.iter().enumerate() {
-                let _ = index;
-                for (arrived_ms, candidate) in self.arrived_since(event, arrival.entry.ms).await? {
-                    if self.is_answer(wait, arrived_ms, &candidate) {
-                        self.cancel_by(&run.id, event).await?;
+            let mut again = Vec::new();
+            for (run, scheduled) in runs.iter().zip(self.runs().start(&runs).await?) {
+                match scheduled {
+                    Scheduled::New => self.after_start(run, arrival).await?,
+                    Scheduled::Busy(holder) => {
+                        self.cancel_for_singleton(&holder).await?;
+                        again.push(run.clone());
+                    }
+                    other => {
+                        if matches!(other, Scheduled::Batched | Scheduled::Debounced { .. }) {
+                            self.inner.timer_set.notify_one();
+                        }
+                        self.answer_invokes(&other, run.correlation.as_deref()).await?;
                     }
                 }
             }
+            runs = again;
+        }
+        // Others were quicker each time: this one is skipped, as in the other mode.
+        for run in &mut runs {
+            if let Some(single) = &mut run.bounds.single {
+                single.cancels = false;
+            }
+        }
+        for (run, scheduled) in runs.iter().zip(self.runs().start(&runs).await?) {
+            self.answer_invokes(&scheduled, run.correlation.as_deref()).await?;
+        }
+        Ok(())
+    }
+
+    async fn after_start(&self, run: &NewRun, arrival: &Arrival<'_>) -> Result<(), Error> {
+        if run.start_timeout_ms.is_some() || run.bounds.throttle.is_some() {
+            self.inner.timer_set.notify_one();
+        }
+        // A cancelling event may have been dispatched before the event that starts the run.
+        for (event, wait) in &run.cancels {
+            for (arrived_ms, candidate) in self.arrived_since(event, arrival.entry.ms).await? {
+                if self.is_answer(wait, arrived_ms, &candidate) {
+                    self.cancel_by(&run.id, event).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the run that holds a singleton which another run takes over.
+    pub(super) async fn cancel_for_singleton(&self, holder: &str) -> Result<(), Error> {
+        match self.cancel(holder, "singleton: a newer run takes its place").await {
+            Ok(_) | Err(Error::Ended | Error::NoRun(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells those who invoked a function that there will be no run for them.
+    pub(super) async fn answer_invokes(&self, scheduled: &Scheduled, of: Option<&str>) -> Result<(), Error> {
+        let skipped = |why: &str| format!("invoked function was skipped: {why}");
+        let (correlations, message) = match scheduled {
+            Scheduled::Skipped { why, .. } => (of, skipped(why)),
+            // Its first dispatch may have ended before it could be told.
+            Scheduled::Known { skipped: Some(why) } => (of, skipped(why)),
+            Scheduled::Limited => (of, "invoked function is rate limited".to_owned()),
+            Scheduled::Debounced { lost } => (lost.as_deref(), skipped("debounce")),
+            Scheduled::New | Scheduled::Known { .. } | Scheduled::Batched | Scheduled::Busy(_) => return Ok(()),
+        };
+        for correlation in correlations.unwrap_or_default().split(',').filter(|one| !one.is_empty()) {
+            let error = json!({"name": "Error", "message": message});
+            self.resolve_invoke(correlation, &json!({ "error": error })).await?;
         }
         Ok(())
     }
@@ -193,12 +264,20 @@ impl Engine {
         let meta = &arrival.event.value["data"]["_inngest"];
         let target = meta["fn_id"].as_str().unwrap_or_default();
         let correlation = meta["correlation_id"].as_str().map(str::to_owned);
+        // A function that somebody asks for by hand runs, whatever came before it.
+        let stages = if correlation.is_some() { Stages::All } else { Stages::Direct };
         let snapshot = self.registry().current();
         match snapshot.function(target).filter(|function| snapshot.is_served(&function.slug)) {
-            Some(function) => {
-                let run = self.new_run(function, arrival, "invoke", correlation, "");
-                self.start_runs(vec![run], arrival).await
-            }
+            Some(function) => match self.new_run(function, arrival, "invoke", correlation.clone(), stages) {
+                Ok(run) => self.start_runs(vec![run], arrival).await,
+                Err(reason) => {
+                    self.journal_refused(function, arrival.event, &reason).await;
+                    let Some(correlation) = correlation else { return Ok(()) };
+                    let error =
+                        json!({"name": "Error", "message": format!("invoked function was not scheduled: {reason}")});
+                    self.resolve_invoke(&correlation, &json!({ "error": error })).await
+                }
+            },
             None => match correlation {
                 Some(correlation) => {
                     let error =
@@ -307,19 +386,24 @@ impl Engine {
             .filter(|function| snapshot.is_served(&function.slug))
             .ok_or_else(|| Error::NoFunction(old.function.clone()))?;
         let lane: Option<Lane> = old.lane.parse().ok();
+        let events: Vec<String> = old.event_list().iter().map(|event| event.get().to_owned()).collect();
+        let first: Value = events.first().and_then(|event| serde_json::from_str(event).ok()).unwrap_or_default();
+        let bounds =
+            self.bounds(function, &first, Stages::Direct).map_err(|_| Error::NoFunction(old.function.clone()))?;
         let new = NewRun {
             id: ids::fresh(),
             function: function.slug.clone(),
             function_id: function.id,
             app: function.app.clone(),
             lane: work_lane(&function.slug, function.id, lane.map_or_else(Priority::default, |lane| lane.priority)),
-            events: old.events.clone(),
+            events,
             event_ids: old.event_ids.clone(),
             correlation: None,
             cause: "rerun",
             start_timeout_ms: function.start_timeout_ms,
             finish_timeout_ms: function.finish_timeout_ms,
             cancels: Vec::new(),
+            bounds,
         };
         self.runs().start(std::slice::from_ref(&new)).await?;
         Ok(new.id)

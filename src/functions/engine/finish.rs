@@ -101,16 +101,20 @@ impl Ending {
             Self::Cancelled(_) => {}
         }
         data.push_str(&format!(",\"event\":{first},\"events\":{}", run.events));
-        if let Some(correlation) = &run.correlation {
-            data.push_str(&format!(",\"correlation_id\":{}", quoted(correlation)));
-        }
-        data.push('}');
         let ts = chrono::Utc::now().timestamp_millis();
-        let mut events = vec![internal(names::FINISHED, ids::fresh(), &data, ts)];
+        // Each of a batch's events that an invoke sent has somebody who waits for it.
+        let mut correlations = run.correlation.iter().flat_map(|all| all.split(','));
+        let told = |correlation: Option<&str>| match correlation {
+            Some(correlation) => format!("{data},\"correlation_id\":{}}}", quoted(correlation)),
+            None => format!("{data}}}"),
+        };
+        let first = told(correlations.next());
+        let mut events = vec![internal(names::FINISHED, ids::fresh(), &first, ts)];
+        events.extend(correlations.map(|other| internal(names::FINISHED, ids::fresh(), &told(Some(other)), ts)));
         match self {
             Self::Completed(_) => {}
-            Self::Failed { .. } => events.push(internal(names::FAILED, run.id.clone(), &data, ts)),
-            Self::Cancelled(_) => events.push(internal(names::CANCELLED, run.id.clone(), &data, ts)),
+            Self::Failed { .. } => events.push(internal(names::FAILED, run.id.clone(), &first, ts)),
+            Self::Cancelled(_) => events.push(internal(names::CANCELLED, run.id.clone(), &first, ts)),
         }
         events.into_iter().flatten().collect()
     }

@@ -2,6 +2,7 @@
 //!
 //! | file | does |
 //! |---|---|
+//! | [`bounds`] | flow control of a function for an event: keys and groups |
 //! | [`events`] | an event → runs, waits that it answers, runs that it cancels |
 //! | [`work`] | a work item → calls of a function until the run has to wait |
 //! | [`call`] | one HTTP call of an SDK app |
@@ -9,6 +10,8 @@
 //! | [`apply`] | operations → one advance of the run |
 //! | [`gateway`] | requests that the engine makes for a function |
 //! | [`finish`] | the end of a run and the events that tell of it |
+//! | [`ticks`] | cron |
+//! | [`holds`] | functions whose family is paused |
 //! | [`timers`] | sleeps, timeouts, retries that are due |
 //! | [`upkeep`] | runs that nothing would bring on; old indexes |
 //! | [`sync`] | asks every app what it serves, repairs the registry |
@@ -18,14 +21,17 @@
 
 pub mod answer;
 mod apply;
+mod bounds;
 pub mod call;
 pub mod event;
 mod events;
 mod finish;
 mod gateway;
+mod holds;
 pub mod ops;
 mod overhead;
 pub mod sync;
+mod ticks;
 mod timers;
 mod upkeep;
 mod work;
@@ -41,6 +47,7 @@ use super::expr::{Expr, ExprError};
 use super::inngest::signing::Keys;
 use super::registry::Registry;
 use super::store::{Keep, Limits, Runs};
+use crate::config::MissedTicks;
 use crate::streams::append::Appender;
 use crate::streams::bus::Bus;
 use crate::streams::redis::Error as RedisError;
@@ -65,6 +72,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How long ended runs stay.
     pub keep: Keep,
+    /// What becomes of ticks of a schedule that nobody was there for.
+    pub cron_missed: MissedTicks,
     /// How often apps are asked what they serve.
     pub sync_interval: Duration,
     /// Apps that need not register themselves.
@@ -115,7 +124,7 @@ impl Engine {
     ) -> Result<Self, String> {
         let client = call::client(&settings.host_aliases)?;
         let inner = Inner {
-            runs: Runs::new(bus.separate()),
+            runs: Runs::new(bus.separate()).keeping_skipped(settings.keep.done_ms),
             registry,
             settings,
             client,

@@ -3,13 +3,14 @@
 //! Every process with the drainer's part fires them; one that two fire does its work once. A timer that is late is fired,
 //! never dropped: it leaves the set in the script that does its work.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::super::store::{Advance, Guard, history};
+use super::super::store::{Advance, Fired, Guard, Scheduled, history};
 use super::finish::Ending;
 use super::{Engine, Error};
 
@@ -22,6 +23,7 @@ const AT_ONCE: usize = 32;
 
 impl Engine {
     pub(super) async fn fire_timers(&self, stop: CancellationToken) {
+        let mut paused = HashSet::new();
         loop {
             let wait = match self.fire_due().await {
                 Ok((BATCH.., _)) => Duration::ZERO,
@@ -31,6 +33,9 @@ impl Engine {
                     POLL
                 }
             };
+            if let Err(error) = self.tend_holds(&mut paused).await {
+                tracing::debug!(error = %error, "what waits for paused functions could not be looked at");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.inner.timer_set.notified() => {}
@@ -40,7 +45,7 @@ impl Engine {
     }
 
     /// Fires what is due: how many, and when the next one is.
-    async fn fire_due(&self) -> Result<(usize, Option<Duration>), Error> {
+    pub async fn fire_due(&self) -> Result<(usize, Option<Duration>), Error> {
         let (due, next, now) = self.runs().due_timers(BATCH).await?;
         let fired = due.len();
         futures_util::stream::iter(due)
@@ -81,6 +86,8 @@ impl Engine {
                 let note = history::step_completed(about, "", kind, 0, None, kind == "invoke");
                 advance.memo(about, value, note);
             }
+            "C" => return self.fire_tick(&member[2..], about).await,
+            "D" | "B" | "T" | "G" => return self.fire_flow(member).await,
             "S" | "F" => {
                 let which = if kind == "S" { "start" } else { "finish" };
                 let Some(run) = self.runs().run(run).await? else { return self.forget(member).await };
@@ -91,6 +98,22 @@ impl Engine {
         }
         self.runs().advance(advance).await?;
         Ok(())
+    }
+
+    /// A timer of flow control: what waits goes on, unless its singleton's holder has to be ended first.
+    async fn fire_flow(&self, member: &str) -> Result<(), Error> {
+        match self.runs().fire(member).await? {
+            Fired::Nothing => Ok(()),
+            Fired::Went { scheduled: Scheduled::Busy(holder), .. } => {
+                self.cancel_for_singleton(&holder).await?;
+                self.inner.timer_set.notify_one();
+                Ok(())
+            }
+            Fired::Went { scheduled, correlation, .. } => {
+                self.inner.timer_set.notify_one();
+                self.answer_invokes(&scheduled, correlation.as_deref()).await
+            }
+        }
     }
 
     /// The step has its value, or the run has ended: between our two looks.

@@ -30,15 +30,29 @@ impl Engine {
             if let Err(error) = self.reconcile_all().await {
                 tracing::warn!(error = %error, "runs could not be looked after");
             }
+            if let Err(error) = self.reconcile_flow().await {
+                tracing::warn!(error = %error, "limits and schedules could not be looked after");
+            }
             if let Err(error) = self.runs().tidy(self.settings().keep).await {
                 tracing::warn!(error = %error, "old runs could not be tidied away");
             }
         }
     }
 
+    /// Slots whose holders are gone, lines that nobody calls, schedules without a timer.
+    pub async fn reconcile_flow(&self) -> Result<(), Error> {
+        for group in self.runs().groups().await? {
+            let freed = self.runs().sweep(&group.group).await?;
+            if freed > 0 {
+                tracing::warn!(freed, function = group.function, key = group.key, "slots without a holder were freed");
+            }
+        }
+        self.reconcile_schedules().await
+    }
+
     /// One round over the runs that have not ended: how many were repaired and how many given up.
     pub async fn reconcile_all(&self) -> Result<(usize, usize), Error> {
-        let now = self.runs().bus().now_ms().await?;
+        let now = self.runs().now_ms().await?;
         let (mut repaired, mut lost) = (0, 0);
         for chunk in self.runs().open(ROUND).await?.chunks(128) {
             for run in self.runs().runs(chunk).await? {

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 use super::super::registry::Function;
-use super::super::store::{Advance, Advanced, Begun, Guard, Wait};
+use super::super::store::{Advance, Advanced, Begun, Guard, Taken, Wait};
 use super::Engine;
 use super::answer::{Answer, Failure, classify};
 use super::apply::{Applied, Context};
@@ -22,6 +22,9 @@ use crate::streams::redis::Error as RedisError;
 
 /// How long an answer is offered to a Redis that is away before the work item is given back.
 const STORE_FOR: Duration = Duration::from_secs(60);
+/// How long a call that a process began and did not live to end may still be under way in the app, where a limit counts
+/// it, ms. Existing servers wait for a lease; a call that takes longer may overlap with its repetition.
+const ORPHAN_MS: u64 = 10_000;
 /// Delay of the next try when an app can't be reached: shortly after it went away, and later.
 const AWAY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// When the second of them begins.
@@ -86,10 +89,18 @@ enum After {
 impl Engine {
     /// Brings a run on under a lane entry.
     async fn work(&self, run: &str, thread: &str, entry: &str) -> Outcome {
-        let mut begun = match self.runs().begin(run, thread, entry).await {
-            Ok(Some(begun)) => begun,
-            Ok(None) => return Outcome::Done,
-            Err(error) => return retry(&error),
+        let mut begun = loop {
+            match self.runs().begin(run, thread, entry, ORPHAN_MS).await {
+                Ok(Taken::Begun(begun)) => break begun,
+                Ok(Taken::Gone) => return Outcome::Done,
+                Ok(Taken::Wait(ms)) => {
+                    tokio::select! {
+                        () = self.inner.stop.cancelled() => return Outcome::Cancelled,
+                        () = tokio::time::sleep(Duration::from_millis(ms)) => {}
+                    }
+                }
+                Err(error) => return retry(&error),
+            }
         };
         let mut answered = None;
         loop {
@@ -188,13 +199,7 @@ impl Engine {
                     .await
             }
             // An earlier try may have been stored although its answer was lost: then the entry still carries the run.
-            Advanced::Stale if was_unknown => {
-                match self.runs().begin(&begun.run.id, &begun.thread, context.entry).await {
-                    Ok(Some(next)) => After::GoOn(next),
-                    Ok(None) => After::Done,
-                    Err(error) => After::Retry(error),
-                }
-            }
+            Advanced::Stale if was_unknown => self.read_anew(&begun.run.id, &begun.thread, context.entry).await,
             Advanced::Stale | Advanced::Ended => After::Done,
             Advanced::Limit(which) => {
                 let limits = self.settings().limits;
@@ -252,9 +257,14 @@ impl Engine {
             next.run.force_plan = force_plan;
             return After::GoOn(next);
         }
-        match self.runs().begin(&begun.run.id, &thread, entry).await {
-            Ok(Some(read)) => After::GoOn(read),
-            Ok(None) => After::Done,
+        self.read_anew(&begun.run.id, &thread, entry).await
+    }
+
+    /// Takes up a thread that this worker holds: no call of it is under way.
+    async fn read_anew(&self, run: &str, thread: &str, entry: &str) -> After {
+        match self.runs().begin(run, thread, entry, 0).await {
+            Ok(Taken::Begun(begun)) => After::GoOn(begun),
+            Ok(Taken::Gone | Taken::Wait(_)) => After::Done,
             Err(error) => After::Retry(error),
         }
     }

@@ -93,6 +93,17 @@ pub struct Limit {
     pub holds_run: bool,
 }
 
+impl Limit {
+    /// Scope and key as registered: what names it within its function.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let what = if self.holds_run { "runs" } else { "concurrency" };
+        let scope = if self.scope == Scope::Fn { "" } else { self.scope.as_str() };
+        let name = [what, scope, self.key.as_deref().unwrap_or_default()];
+        name.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// Starts of runs: `limit + burst` from idle, then one per `period / limit`; what is over waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Throttle {

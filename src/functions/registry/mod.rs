@@ -16,9 +16,11 @@
 
 pub mod definition;
 pub mod flow;
+mod series;
 mod snapshot;
 mod store;
 
 pub use definition::{App, Cancel, Function, Invalid, Registration, Trigger};
+pub use series::Series;
 pub use snapshot::{INTERNAL, Snapshot, patterns};
 pub use store::{AppRecord, Health, Registered, Registry};

@@ -194,6 +194,7 @@ impl Registry {
         for function in &registration.functions {
             call.push_arg(function.slug.as_str());
             call.push_arg(to_json(function));
+            call.push_arg(limits_and_schedules(function, record.synced_ms));
         }
         call.push_arg(removed.len().to_string());
         for slug in &removed {
@@ -243,6 +244,23 @@ impl Registry {
         let all: HashMap<String, String> = self.bus.redis.query(redis::cmd("HGETALL").arg(self.key("health"))).await?;
         Ok(decode(all))
     }
+}
+
+/// As `register.lua` reads them.
+fn limits_and_schedules(function: &Function, now_ms: u64) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct More {
+        lim: Vec<(String, u32)>,
+        cron: Vec<(String, u64, u64)>,
+    }
+    let cron = function.series().into_iter().filter_map(|series| {
+        let next = series.schedule.next_after(now_ms)?;
+        let hash = series.name.split('|').next().unwrap_or_default().to_owned();
+        Some((hash, next, series.fires_ms(next)))
+    });
+    let lim = function.flow.concurrency.iter().map(|limit| (limit.name(), limit.limit));
+    // Texts and numbers to memory: that can't fail.
+    rmp_serde::to_vec_named(&More { lim: lim.collect(), cron: cron.collect() }).unwrap_or_default()
 }
 
 fn to_json(value: &impl Serialize) -> String {

@@ -7,7 +7,9 @@
 //! | `:fn:stack:<run>` | list | step hashes in the order of completion |
 //! | `:fn:live:<run>` | hash | what keeps the run going; gone at its end |
 //! | `:fn:log:<run>` | stream | history |
-//! | `:fn:timers` | zset | `s\|<run>\|<step>` sleep or timeout, `t\|<run>\|<thread>` retry, `S`, `F` start and finish timeout → when, ms |
+//! | `:fn:timers` | zset | `s\|<run>\|<step>` sleep or timeout, `t\|<run>\|<thread>` retry, `S`, `F` start and finish timeout, `D`, `B`, `T`, `G` flow control (`fire.lua`), `C\|<schedule>` tick → when, ms |
+//! | `:fn:crons` | hash | `<hash>\|<function>` → next tick, ms |
+//! | `:fn:slots:…`, `:fn:line:…` and their like | | flow control: see `scripts/limits.lua`, `scripts/schedule.lua` |
 //! | `:fn:wait:<event>` | hash | `<run>\|<step>` or `<run>\|c:<n>` → [`Wait`] |
 //! | `:fn:signals` | hash | signal → `<run>\|<step>` |
 //! | `:fn:runs`, `:fn:runs:st:<status>`, `:fn:runs:fn:<slug>` | zset | runs by creation, ms |
@@ -18,8 +20,10 @@
 //! 3. A run that has not ended has a live work item, a timer or a wait; [`Runs::reconcile`] finds one that has not.
 
 mod advance;
+mod flow;
 pub mod history;
 mod list;
+mod new_run;
 mod outlook;
 mod read;
 pub mod scripts;
@@ -37,9 +41,14 @@ use crate::streams::records::{Fact, Record};
 use crate::streams::redis::{Error, ScriptCall};
 
 pub use advance::{Advance, Advanced, End, Guard};
+pub use flow::{Fired, Group};
 pub use list::{Filter, Moment, Page};
+pub use new_run::{Bounds, IntoBatch, IntoDebounce, NewRun, Rate, Scheduled, Single, SlotLimit, StartThrottle};
 pub use outlook::{Pending, Signs};
 pub use read::{Ending, Run, Status};
+
+/// How long skipped runs are kept unless said otherwise, ms.
+const WEEK_MS: u64 = 7 * 86_400_000;
 
 /// Families that hold work items instead of events: `inngest/fn:<slug>`.
 pub const WORK: &str = "inngest/fn:";
@@ -74,35 +83,6 @@ pub struct Limits {
     pub steps: u32,
     /// Bytes of memoized values.
     pub state_bytes: u64,
-}
-
-/// A run to create.
-#[derive(Debug, Clone)]
-pub struct NewRun {
-    /// Its id.
-    pub id: String,
-    /// Function slug.
-    pub function: String,
-    /// Function id.
-    pub function_id: uuid::Uuid,
-    /// App name.
-    pub app: String,
-    /// Where its work items go.
-    pub lane: Lane,
-    /// Its events as JSON array.
-    pub events: String,
-    /// Their public ids.
-    pub event_ids: Vec<String>,
-    /// `<parent run>.<step hash>` of an invoked run.
-    pub correlation: Option<String>,
-    /// `event`, `invoke`, `rerun`.
-    pub cause: &'static str,
-    /// Cancelled when not started within, ms.
-    pub start_timeout_ms: Option<u64>,
-    /// Cancelled when not ended within, after its start, ms.
-    pub finish_timeout_ms: Option<u64>,
-    /// Events that cancel it, with what the index of waits holds for each.
-    pub cancels: Vec<(String, Wait)>,
 }
 
 /// What a run waits for, as the index of waits holds it.
@@ -140,6 +120,30 @@ pub struct Begun {
     pub run: Run,
 }
 
+/// What taking up a thread found.
+// One at a time, and gone at once: a box would only cost.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone)]
+pub enum Taken {
+    /// It is the caller's.
+    Begun(Begun),
+    /// The entry has nothing to bring on any more.
+    Gone,
+    /// A call of a process that ended may still be under way in the app; again in so many ms.
+    Wait(u64),
+}
+
+impl Taken {
+    /// The thread, where it is the caller's.
+    #[must_use]
+    pub fn begun(self) -> Option<Begun> {
+        match self {
+            Self::Begun(begun) => Some(begun),
+            Self::Gone | Self::Wait(_) => None,
+        }
+    }
+}
+
 /// What looking after a run found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reconciled {
@@ -157,13 +161,39 @@ pub enum Reconciled {
 #[derive(Debug, Clone)]
 pub struct Runs {
     bus: Bus,
+    /// How long a skipped run is kept, ms.
+    keep_skipped_ms: u64,
+    /// A key whose number of ms is added to Redis's clock: how tests move time.
+    clock: Option<String>,
 }
 
 impl Runs {
     /// Runs over `bus`.
     #[must_use]
     pub const fn new(bus: Bus) -> Self {
-        Self { bus }
+        Self { bus, keep_skipped_ms: WEEK_MS, clock: None }
+    }
+
+    /// The same, with skipped runs kept so long, ms.
+    #[must_use]
+    pub const fn keeping_skipped(mut self, ms: u64) -> Self {
+        self.keep_skipped_ms = ms;
+        self
+    }
+
+    /// The same, with the number of ms in this key added to Redis's clock: for tests, which move time so.
+    #[must_use]
+    pub fn with_clock(mut self, key: impl Into<String>) -> Self {
+        self.clock = Some(key.into());
+        self
+    }
+
+    /// Redis's clock, ms.
+    pub async fn now_ms(&self) -> Result<u64, Error> {
+        let now = self.bus.now_ms().await?;
+        let Some(key) = &self.clock else { return Ok(now) };
+        let shift: Option<u64> = self.bus.redis.query(redis::cmd("GET").arg(key)).await?;
+        Ok(now + shift.unwrap_or(0))
     }
 
     /// The bus below.
@@ -178,53 +208,47 @@ impl Runs {
 
     fn call<'a>(&self, script: &'a crate::streams::scripts::Script, records: &[Record]) -> ScriptCall<'a> {
         let blob = if records.is_empty() { Vec::new() } else { journal::encode(records) };
-        ScriptCall::new(script).key(self.bus.keys.journal()).arg(self.bus.keys.tag()).arg(blob)
+        let call = ScriptCall::new(script).key(self.bus.keys.journal());
+        let call = match &self.clock {
+            Some(key) => call.key(key.as_str()),
+            None => call,
+        };
+        call.arg(self.bus.keys.tag()).arg(blob)
     }
 
-    /// Creates runs; true for each that is new. One that exists already is left as it is.
-    pub async fn start(&self, runs: &[NewRun]) -> Result<Vec<bool>, Error> {
-        let records: Vec<Record> = runs
-            .iter()
-            .map(|run| {
-                let fact = Fact::new("functions", "function.run.queued")
-                    .event(run.event_ids.first().cloned().unwrap_or_default())
-                    .with("runId", run.id.clone())
-                    .with("function", run.function.clone())
-                    .with("cause", run.cause);
-                Record::Fact(fact)
-            })
-            .collect();
-        let mut call = self.call(&scripts::START, &records).number(runs.len());
-        let ms = |value: Option<u64>| value.map(|ms| ms.to_string()).unwrap_or_default();
+    /// Hands one event to functions: what became of each run.
+    pub async fn start(&self, runs: &[NewRun]) -> Result<Vec<Scheduled>, Error> {
+        let mut records = Vec::with_capacity(runs.len() * 2);
         for run in runs {
-            for part in [
-                run.id.clone(),
-                run.function.clone(),
-                run.function_id.to_string(),
-                run.app.clone(),
-                run.lane.to_string(),
-                run.events.clone(),
-                run.event_ids.join(","),
-                run.correlation.clone().unwrap_or_default(),
-                run.cause.to_owned(),
-                ms(run.start_timeout_ms),
-                ms(run.finish_timeout_ms),
-                history::scheduled(run.cause),
-                run.cancels.len().to_string(),
-            ] {
-                call.push_arg(part);
-            }
-            for (event, wait) in &run.cancels {
-                call.push_arg(event.as_str());
-                call.push_arg(serde_json::to_string(wait).unwrap_or_default());
+            for action in ["function.run.queued", "function.event.held"] {
+                records.push(Record::Fact(scheduling_fact(action, run)));
             }
         }
-        let created: Vec<String> = self.bus.redis.run(call).await?;
-        Ok(created.iter().map(|line| line == "1").collect())
+        let mut call = self.call(&scripts::START, &records);
+        for run in runs {
+            call.push_arg(self.pack(run));
+        }
+        let results: Vec<String> = self.bus.redis.run(call).await?;
+        Ok(results.iter().map(|line| Scheduled::read(line)).collect())
     }
 
-    /// Takes up `thread` of a run under a lane entry. `None` when the entry has nothing to bring on any more.
-    pub async fn begin(&self, run: &str, thread: &str, entry: &str) -> Result<Option<Begun>, Error> {
+    /// A run to create as the scripts read it.
+    fn pack(&self, run: &NewRun) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Packed<'a> {
+            #[serde(flatten)]
+            run: &'a NewRun,
+            log: String,
+            keep: u64,
+        }
+        let packed = Packed { run, log: history::scheduled(run.cause), keep: self.keep_skipped_ms };
+        // Texts and numbers to memory: that can't fail.
+        rmp_serde::to_vec_named(&packed).unwrap_or_default()
+    }
+
+    /// Takes up `thread` of a run under a lane entry. `orphan_ms` is how long a call of it that a process began and did
+    /// not end may still hold its slots; 0 when the caller knows that there is none.
+    pub async fn begin(&self, run: &str, thread: &str, entry: &str, orphan_ms: u64) -> Result<Taken, Error> {
         let fact = Fact::new("functions", "function.run.started").with("runId", run);
         let call = self
             .call(&scripts::BEGIN, &[Record::Fact(fact)])
@@ -232,7 +256,8 @@ impl Runs {
             .arg(thread)
             .arg(entry)
             .arg(history::started())
-            .arg("1");
+            .arg("1")
+            .number(orphan_ms);
         let value: redis::Value = self.bus.redis.run(call).await?;
         read::begun(run, value)
     }
@@ -264,7 +289,7 @@ impl Runs {
 
     /// Members of the timers that are due, oldest first, and when the next one is, ms by Redis's clock.
     pub async fn due_timers(&self, limit: usize) -> Result<(Vec<String>, Option<u64>, u64), Error> {
-        let now = self.bus.now_ms().await?;
+        let now = self.now_ms().await?;
         let mut pipeline = redis::pipe();
         let timers = self.key("timers");
         pipeline.cmd("ZRANGEBYSCORE").arg(&timers).arg("-inf").arg(now).arg("LIMIT").arg(0).arg(limit);
@@ -357,6 +382,15 @@ impl Runs {
         self.bus.redis.pipeline(&pipeline).await?;
         Ok(())
     }
+}
+
+/// What is journaled of a run to create.
+pub(crate) fn scheduling_fact(action: &'static str, run: &NewRun) -> Fact {
+    Fact::new("functions", action)
+        .event(run.event_ids.first().cloned().unwrap_or_default())
+        .with("runId", run.id.clone())
+        .with("function", run.function.clone())
+        .with("cause", run.cause)
 }
 
 /// The lane of a function's work items, at the priority of what started the run.

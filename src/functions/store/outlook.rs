@@ -27,6 +27,17 @@ pub enum Pending {
         /// The lane entry that carries it.
         entry: String,
     },
+    /// A call that a limit, a throttle or a pause holds back.
+    Line {
+        /// As above.
+        thread: String,
+        /// From 0.
+        attempt: u32,
+        /// The group it waits for (see `joelclaw functions`), or `held:<function>` while its family is paused.
+        line: String,
+        /// How many come before it.
+        ahead: Option<u64>,
+    },
     /// The next attempt of a call that failed.
     Retry {
         /// As above.
@@ -102,9 +113,14 @@ impl Runs {
                     let mut parts = value.splitn(3, '|');
                     let attempt = parts.next().and_then(|text| text.parse().ok()).unwrap_or_default();
                     let entry = parts.nth(1).unwrap_or_default().to_owned();
-                    match entry.is_empty() {
-                        true => Pending::Retry { at_ms: timer("t", &name), thread: name, attempt },
-                        false => Pending::Call { thread: name, attempt, entry },
+                    match (entry.is_empty(), entry.strip_prefix('~')) {
+                        (true, _) => Pending::Retry { at_ms: timer("t", &name), thread: name, attempt },
+                        (_, Some(line)) => {
+                            let line = line.to_owned();
+                            let ahead = self.ahead(&line, &format!("{run}|{name}")).await?;
+                            Pending::Line { thread: name, attempt, line, ahead }
+                        }
+                        _ => Pending::Call { thread: name, attempt, entry },
                     }
                 }
                 "s" => {
@@ -124,7 +140,7 @@ impl Runs {
                 _ => continue,
             };
             let at = match &found {
-                Pending::Call { .. } => 0,
+                Pending::Call { .. } | Pending::Line { .. } => 0,
                 Pending::Retry { at_ms: at, .. }
                 | Pending::Sleep { until_ms: at, .. }
                 | Pending::Event { until_ms: at, .. }
@@ -135,6 +151,10 @@ impl Runs {
         }
         pending.sort_by_key(|(at, _)| *at);
         Ok(pending.into_iter().map(|(_, pending)| pending).collect())
+    }
+
+    async fn ahead(&self, line: &str, member: &str) -> Result<Option<u64>, Error> {
+        self.bus.redis.query(redis::cmd("ZRANK").arg(self.key(&format!("line:{line}"))).arg(member)).await
     }
 
     /// Members of the timers → when they are due, ms.
@@ -162,7 +182,9 @@ impl Runs {
             for _ in chunk {
                 let live: HashMap<String, String> = values.next().map(read).unwrap_or_default();
                 let log: redis::streams::StreamRangeReply = values.next().map(read).unwrap_or_default();
-                let is_called = live.iter().any(|(field, value)| field.starts_with("t:") && !value.ends_with('|'));
+                let is_called = live
+                    .iter()
+                    .any(|(field, value)| field.starts_with("t:") && !value.ends_with('|') && !value.contains("|~"));
                 let mut attempts = 0;
                 for row in log.ids {
                     let Some(entry) = history_of(&row) else { continue };

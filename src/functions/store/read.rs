@@ -7,7 +7,7 @@ use std::str::FromStr;
 use redis::Value;
 use serde_json::value::RawValue;
 
-use super::{Begun, Runs};
+use super::{Begun, Runs, Taken};
 use crate::streams::entry_id::EntryId;
 use crate::streams::redis::Error;
 
@@ -110,7 +110,7 @@ pub struct Run {
     pub event_ids: Vec<String>,
     /// `<parent run>.<step hash>` of an invoked run.
     pub correlation: Option<String>,
-    /// `event`, `invoke`, `rerun`.
+    /// `event`, `invoke`, `rerun`, `replay`, `cron`.
     pub cause: String,
     /// Created, ms.
     pub queued_ms: u64,
@@ -242,15 +242,17 @@ impl Runs {
     }
 }
 
-pub(super) fn begun(run: &str, value: Value) -> Result<Option<Begun>, Error> {
+pub(super) fn begun(run: &str, value: Value) -> Result<Taken, Error> {
     let unexpected = |detail: &str| Error::Reply { command: "begin.lua", detail: detail.to_owned() };
     let Value::Array(parts) = value else { return Err(unexpected("not a list")) };
     let mut parts = parts.into_iter();
     let mut next = || parts.next().unwrap_or(Value::Nil);
     let text = |value: Value| redis::from_redis_value::<String>(value).unwrap_or_default();
     let number = |value: Value| redis::from_redis_value::<u64>(value).unwrap_or_default();
-    if text(next()) != "ok" {
-        return Ok(None);
+    match text(next()).as_str() {
+        "ok" => {}
+        "wait" => return Ok(Taken::Wait(number(next()))),
+        _ => return Ok(Taken::Gone),
     }
     let (now_ms, thread) = (number(next()), text(next()));
     let (attempt, generation) = (number(next()), number(next()));
@@ -261,5 +263,5 @@ pub(super) fn begun(run: &str, value: Value) -> Result<Option<Begun>, Error> {
         redis::from_redis_value(next()).map_err(|error| unexpected(&error.to_string()))?;
     let run = Run::read(run, &fields).ok_or_else(|| unexpected("the run has no status"))?;
     let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
-    Ok(Some(Begun { now_ms, thread, attempt, generation, stack, steps, run }))
+    Ok(Taken::Begun(Begun { now_ms, thread, attempt, generation, stack, steps, run }))
 }

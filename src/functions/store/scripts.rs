@@ -1,27 +1,34 @@
-//! The scripts of runs and of the registry: one file each under `scripts/`, each behind the shared `lib.lua`.
+//! The scripts of runs and of the registry: one file each under `scripts/`, each behind the shared parts it needs.
 
 use std::sync::LazyLock;
 
 use crate::streams::scripts::Script;
 
 macro_rules! scripts {
-    ($($(#[$doc:meta])* $name:ident = $flags:literal $file:literal;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident = $flags:literal $($file:literal)+;)*) => {$(
         $(#[$doc])*
-        pub static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new(concat!("#!lua", $flags, "\n", include_str!("scripts/lib.lua"), include_str!(concat!("scripts/", $file))))
-        });
+        pub static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(concat!("#!lua", $flags, $("\n", include_str!(concat!("scripts/", $file))),+)));
     )*};
 }
 
 scripts! {
-    /// Creates the runs that one event starts. Refused by a full Redis.
-    START = "" "start.lua";
+    /// Hands one event to the functions that it triggers. Refused by a full Redis.
+    START = "" "lib.lua" "limits.lua" "schedule.lua" "start.lua";
+    /// A timer of flow control is due. Refused by a full Redis.
+    FIRE = "" "lib.lua" "limits.lua" "schedule.lua" "fire.lua";
+    /// A schedule's time has come. Refused by a full Redis.
+    TICK = "" "lib.lua" "limits.lua" "schedule.lua" "tick.lua";
     /// Takes up a thread of a run.
-    BEGIN = " flags=allow-oom" "begin.lua";
+    BEGIN = " flags=allow-oom" "lib.lua" "begin.lua";
     /// Brings a run on.
-    ADVANCE = " flags=allow-oom" "advance.lua";
+    ADVANCE = " flags=allow-oom" "lib.lua" "limits.lua" "advance.lua";
     /// Finds what will bring a run on, and repairs it where nothing will.
-    RECONCILE = " flags=allow-oom" "reconcile.lua";
+    RECONCILE = " flags=allow-oom" "lib.lua" "limits.lua" "reconcile.lua";
+    /// A function's family was paused or resumed.
+    HOLD = " flags=allow-oom" "lib.lua" "limits.lua" "hold.lua";
+    /// Looks after one group of a limit.
+    SWEEP = " flags=allow-oom" "lib.lua" "limits.lua" "sweep.lua";
     /// Replaces what one app serves.
-    REGISTER = " flags=allow-oom" "register.lua";
+    REGISTER = " flags=allow-oom" "lib.lua" "register.lua";
 }

@@ -28,12 +28,13 @@ Invariant: memo, follow-up work, timers, indexes, history and journal are writte
 ]]
 local run, guard, subject, detail, entry = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local hash, live, steps = F .. 'run:' .. run, F .. 'live:' .. run, F .. 'steps:' .. run
-local stack, timers = F .. 'stack:' .. run, F .. 'timers'
+local stack = F .. 'stack:' .. run
 local flags, keep_ms = ARGV[11], ARGV[14]
 local checkpoint = string.find(flags, 'k', 1, true)
 
-local row = redis.call('HMGET', hash, 'st', 'lane', 'rv', 'size')
+local row = redis.call('HMGET', hash, 'st', 'lane', 'rv', 'size', 'lim', 'sc')
 local status, lane, version, size = row[1], row[2], tonumber(row[3] or '-1'), tonumber(row[4] or '0')
+local limits, place = row[5] and cjson.decode(row[5]) or {}, tonumber(row[6] or '0')
 if not status or (status ~= 'QUEUED' and status ~= 'RUNNING') then
   if guard == 'timer' then redis.call('ZREM', timers, subject) end
   return {'ended'}
@@ -195,7 +196,7 @@ while ARGV[arg] do
   elseif command == 'requeue' then
     local waiting = thread_of(live, step)
     if waiting and waiting.entry == '' then
-      waiting.entry = enqueue(run, step, lane)
+      waiting.generation, waiting.entry = 0, queue(run, step, lane)
       keep_thread(live, step, waiting)
     end
     arg = arg + 2
@@ -221,7 +222,7 @@ if not ended then
       keep_thread(live, subject, state)
     else
       if not retried then redis.call('HDEL', live, 't:' .. subject) end
-      if entry ~= '' then redis.call('HDEL', live, 'a:' .. entry) end
+      redis.call('HDEL', live, 'b:' .. subject, 'a:' .. entry)
       if subject == 'd' and redis.call('HDEL', live, 'dirty') == 1 then discover = true end
     end
   end
@@ -232,14 +233,20 @@ if not ended then
       table.insert(plans, 1, 'd')
     end
   end
+  -- The caller goes on with the first of them under its lane entry and its slots, unless the function is paused or
+  -- somebody who comes before it waits for a slot.
+  local calls_again = #plans > 0 and entry ~= '' and not checkpoint and not is_paused(lane)
+    and pass_on(run, subject, plans[1], limits, place)
+  if calls_again then
+    next_thread, generation = table.remove(plans, 1), next_generation(live)
+    keep_thread(live, next_thread, {attempt = 0, generation = generation, entry = entry})
+    redis.call('HSET', live, 'a:' .. entry, next_thread)
+    if limits[1] then redis.call('HSET', live, 'b:' .. next_thread, now) end
+  elseif guard == 'thread' and not checkpoint then
+    release(run, subject, limits)
+  end
   for _, thread in ipairs(plans) do
-    if entry ~= '' and next_thread == '' and not checkpoint then
-      next_thread, generation = thread, next_generation(live)
-      keep_thread(live, thread, {attempt = 0, generation = generation, entry = entry})
-      redis.call('HSET', live, 'a:' .. entry, thread)
-    else
-      keep_thread(live, thread, {attempt = 0, generation = 0, entry = enqueue(run, thread, lane)})
-    end
+    keep_thread(live, thread, {attempt = 0, generation = 0, entry = queue(run, thread, lane)})
   end
 end
 if blob ~= '' then

@@ -2,15 +2,22 @@
 lib.lua: what the scripts of runs share. It stands before each of them (see ../scripts.rs).
 
 KEYS  1 journal stream; every other key is built from the tag, so all are in one slot
+      2 a key that shifts the clock, ms: only where a test moves time
 ARGV  1 tag   2 journal blob (MessagePack records) or ''
 
 A run's keys, after `<tag>:fn:`
   run:<id>    hash    fn fid app lane ev eids corr cause q s e st rv fp ft out err why size
+                      sc   its place among those who wait: creation less priority, ms
+                      lim  limits of what runs at once, JSON: [{g group, n slots, k scope and key as registered, v value
+                           of the key, r held by the run, s shared by functions}]
+                      thr  throttle of its start, JSON {g, n, burst, ms, k, v}; gone once it started
+                      sg   the singleton it holds
   steps:<id>  hash    step hash -> memoized value, JSON
   stack:<id>  list    step hashes in the order of completion
   live:<id>   hash    what keeps the run going; deleted at its end:
-                      t:<thread>  attempt|generation|lane entry ('' while a retry waits); the thread of discovery is `d`,
-                                  that of a targeted call is its step hash
+                      t:<thread>  attempt|generation|lane entry ('' while a retry waits, `~<line>` while it waits in a
+                                  line); the thread of discovery is `d`, that of a targeted call is its step hash
+                      b:<thread>  when its call began, ms; of runs with limits only
                       a:<entry>   the thread that goes on under a lane entry which names another one
                       s:<step>    kind|race|detail of a step that was reported and has no value yet
                       p:<step>    it is one of a fan-out, `pn` counts them
@@ -23,6 +30,7 @@ local journal, T, blob = KEYS[1], ARGV[1], ARGV[2]
 local F = T .. ':fn:'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if KEYS[2] then now = now + tonumber(redis.call('GET', KEYS[2]) or '0') end
 
 local function note(run, json)
   if json ~= '' then redis.call('XADD', F .. 'log:' .. run, 'MAXLEN', '~', 2000, '*', 'j', json) end
@@ -99,19 +107,3 @@ local function index(run, from, to)
   redis.call('ZADD', F .. 'runs:st:' .. to, redis.call('HGET', F .. 'run:' .. run, 'q'), run)
 end
 
--- The end of a run, once: state, indexes, everything that would have brought it on, the events that tell of it.
-local function finish(run, status, output, err, why, keep_ms)
-  local hash, live = F .. 'run:' .. run, F .. 'live:' .. run
-  index(run, redis.call('HGET', hash, 'st'), status)
-  redis.call('HSET', hash, 'st', status, 'e', now, 'out', output, 'err', err, 'why', why)
-  local fields = redis.call('HGETALL', live)
-  for i = 1, #fields, 2 do
-    local kind, name = string.sub(fields[i], 1, 2), string.sub(fields[i], 3)
-    if kind == 's:' then forget_step(run, live, name, fields[i + 1]) end
-    if kind == 't:' then redis.call('ZREM', F .. 'timers', 't|' .. run .. '|' .. name) end
-    if kind == 'c:' then redis.call('HDEL', F .. 'wait:' .. fields[i + 1], run .. '|c:' .. name) end
-  end
-  redis.call('ZREM', F .. 'timers', 'S|' .. run .. '|', 'F|' .. run .. '|')
-  redis.call('DEL', live)
-  for _, kind in ipairs({'run:', 'steps:', 'stack:', 'log:'}) do redis.call('PEXPIRE', F .. kind .. run, keep_ms) end
-end

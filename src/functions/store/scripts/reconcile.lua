@@ -3,10 +3,11 @@ reconcile.lua: look whether something will bring a run on by itself, and repair 
 
 ARGV  3 run   4 history entry for a repair
 Returns 'ended', 'going', 'repaired' or 'lost' (repaired three times already: the caller ends it).
-Invariant: a thread counts as alive only when its lane entry is still undelivered or pending, or its retry is in the timers.
+Invariant: a thread counts as alive only when its lane entry is still undelivered or pending, its retry is in the timers,
+      or it stands in its line.
 ]]
 local run = ARGV[3]
-local hash, live, timers = F .. 'run:' .. run, F .. 'live:' .. run, F .. 'timers'
+local hash, live = F .. 'run:' .. run, F .. 'live:' .. run
 local row = redis.call('HMGET', hash, 'st', 'lane')
 local status, lane = row[1], row[2]
 if status ~= 'QUEUED' and status ~= 'RUNNING' then return 'ended' end
@@ -40,7 +41,10 @@ for i = 1, #fields, 2 do
   if kind == 't:' then
     local entry = string.match(value, '^%d+|%d+|(.*)$')
     local alive
-    if entry == '' then
+    local line = string.match(entry, '^~(.*)$')
+    if line then
+      alive = redis.call('ZSCORE', F .. 'line:' .. line, run .. '|' .. name) and true or false
+    elseif entry == '' then
       alive = redis.call('ZSCORE', timers, 't|' .. run .. '|' .. name) and true or false
     else
       alive = is_held(entry)
@@ -65,7 +69,7 @@ if redis.call('HINCRBY', hash, 'repairs', 1) > 3 then return 'lost' end
 for _, thread in ipairs(broken) do
   local state = thread_of(live, thread) or {attempt = 0, generation = 0}
   redis.call('ZREM', timers, 't|' .. run .. '|' .. thread)
-  state.entry = enqueue(run, thread, lane)
+  state.generation, state.entry = 0, queue(run, thread, lane)
   keep_thread(live, thread, state)
 end
 note(run, ARGV[4])
