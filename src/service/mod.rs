@@ -321,6 +321,7 @@ pub fn engine_settings(config: &Config) -> Result<engine::Settings, crate::confi
         sync_interval: own.sync_interval,
         app_urls: own.app_urls.clone(),
         host_aliases: own.host_aliases.iter().filter_map(alias).collect(),
+        clock: None,
     })
 }
 

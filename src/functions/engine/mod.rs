@@ -80,6 +80,8 @@ pub struct Settings {
     pub app_urls: Vec<String>,
     /// Names that stand for other hosts in app URLs.
     pub host_aliases: Vec<(String, String)>,
+    /// See [`Runs::with_clock`]: only where a test moves time.
+    pub clock: Option<String>,
 }
 
 /// The engine. Cheap to clone.
@@ -123,8 +125,12 @@ impl Engine {
         stop: CancellationToken,
     ) -> Result<Self, String> {
         let client = call::client(&settings.host_aliases)?;
+        let mut runs = Runs::new(bus.separate()).keeping_skipped(settings.keep.done_ms);
+        if let Some(key) = &settings.clock {
+            runs = runs.with_clock(key);
+        }
         let inner = Inner {
-            runs: Runs::new(bus.separate()).keeping_skipped(settings.keep.done_ms),
+            runs,
             registry,
             settings,
             client,

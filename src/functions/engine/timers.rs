@@ -44,7 +44,7 @@ impl Engine {
         }
     }
 
-    /// Fires what is due: how many, and when the next one is.
+    /// Fires what is due: how many, and how long until the next one is.
     pub async fn fire_due(&self) -> Result<(usize, Option<Duration>), Error> {
         let (due, next, now) = self.runs().due_timers(BATCH).await?;
         let fired = due.len();

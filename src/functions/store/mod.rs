@@ -192,8 +192,8 @@ impl Runs {
     pub async fn now_ms(&self) -> Result<u64, Error> {
         let now = self.bus.now_ms().await?;
         let Some(key) = &self.clock else { return Ok(now) };
-        let shift: Option<u64> = self.bus.redis.query(redis::cmd("GET").arg(key)).await?;
-        Ok(now + shift.unwrap_or(0))
+        let shift: Option<i64> = self.bus.redis.query(redis::cmd("GET").arg(key)).await?;
+        Ok(now.saturating_add_signed(shift.unwrap_or(0)))
     }
 
     /// The bus below.

@@ -52,7 +52,8 @@ local function create(new)
   end
   local hash, live = F .. 'run:' .. new.id, F .. 'live:' .. new.id
   record(new, 'QUEUED')
-  redis.call('HSET', hash, 'sc', now - (new.pr or 0) * 1000)
+  -- To the microsecond, so that events of one millisecond keep their order.
+  redis.call('HSET', hash, 'sc', string.format('%.3f', now + time[2] % 1000 / 1000 - (new.pr or 0) * 1000))
   if new.lim then redis.call('HSET', hash, 'lim', cjson.encode(new.lim)) end
   if new.thr then redis.call('HSET', hash, 'thr', cjson.encode(new.thr)) end
   if new.single then redis.call('HSET', hash, 'sg', new.single.g) end
