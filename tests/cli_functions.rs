@@ -110,6 +110,7 @@ impl Shop {
             event_ids: vec![event.to_owned()],
             correlation: None,
             cause: "event",
+            at: None,
             start_timeout_ms: None,
             finish_timeout_ms: None,
             cancels: Vec::new(),

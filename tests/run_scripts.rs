@@ -39,6 +39,7 @@ impl Stage {
             event_ids: vec!["e".into()],
             correlation: None,
             cause: "event",
+            at: None,
             start_timeout_ms: None,
             finish_timeout_ms: None,
             cancels: Vec::new(),
@@ -320,19 +321,19 @@ async fn a_run_ends_once_and_takes_everything_that_waited_with_it() {
 async fn a_run_whose_work_item_is_gone_is_queued_again_and_given_up_at_last() {
     let stage = Stage::start().await;
     stage.begun().await;
-    assert_eq!(stage.runs.reconcile("RUN1").await.unwrap(), Reconciled::Going);
+    assert_eq!(stage.runs.reconcile("RUN1", 0).await.unwrap(), Reconciled::Going);
     for _ in 0..3 {
         let lane = stage.t.bus.keys.lane(&stage.new_run("x").lane);
         let _: u64 = stage.t.bus.redis.query(redis::cmd("XTRIM").arg(&lane).arg("MAXLEN").arg(0)).await.unwrap();
-        assert_eq!(stage.runs.reconcile("RUN1").await.unwrap(), Reconciled::Repaired);
-        assert_eq!(stage.runs.reconcile("RUN1").await.unwrap(), Reconciled::Going);
+        assert_eq!(stage.runs.reconcile("RUN1", 0).await.unwrap(), Reconciled::Repaired);
+        assert_eq!(stage.runs.reconcile("RUN1", 0).await.unwrap(), Reconciled::Going);
         let entry = stage.entries().await.pop().unwrap();
         assert!(stage.runs.begin("RUN1", "d", &entry, 0).await.unwrap().begun().is_some());
     }
     let lane = stage.t.bus.keys.lane(&stage.new_run("x").lane);
     let _: u64 = stage.t.bus.redis.query(redis::cmd("XTRIM").arg(&lane).arg("MAXLEN").arg(0)).await.unwrap();
-    assert_eq!(stage.runs.reconcile("RUN1").await.unwrap(), Reconciled::Lost);
-    assert_eq!(stage.runs.reconcile("NONE").await.unwrap(), Reconciled::Ended);
+    assert_eq!(stage.runs.reconcile("RUN1", 0).await.unwrap(), Reconciled::Lost);
+    assert_eq!(stage.runs.reconcile("NONE", 0).await.unwrap(), Reconciled::Ended);
 }
 
 // register.lua

@@ -44,6 +44,8 @@ pub struct FunctionsPlan {
     pub runs: usize,
     /// Calls in flight.
     pub in_flight: usize,
+    /// Runs of another function that wait behind a concurrency key of one slot while it is measured once more.
+    pub waiting: usize,
     /// Settings of engine and drainer.
     pub config: Box<Config>,
 }
@@ -51,13 +53,15 @@ pub struct FunctionsPlan {
 /// One scenario per SDK version that is installed.
 pub async fn run(redis: &Redis, plan: &FunctionsPlan) -> Result<Vec<Scenario>, Error> {
     let mut scenarios = Vec::new();
-    for (major, name) in [("4", "functions_js4"), ("3", "functions_js3")] {
+    for (major, names) in
+        [("4", ["functions_js4", "functions_js4_waiting"]), ("3", ["functions_js3", "functions_js3_waiting"])]
+    {
         let installed = [format!("inngest{major}"), "inngest".to_owned()]
             .into_iter()
             .find(|package| is_major(&plan.sdk_dir, package, major));
         if let Some(package) = installed {
             flush(redis).await?;
-            scenarios.push(measure(redis, plan, &package, major, name).await?);
+            scenarios.extend(measure(redis, plan, &package, major, names).await?);
         }
     }
     if scenarios.is_empty() {
@@ -80,8 +84,8 @@ async fn measure(
     plan: &FunctionsPlan,
     package: &str,
     major: &str,
-    name: &'static str,
-) -> Result<Scenario, Error> {
+    names: [&'static str; 2],
+) -> Result<Vec<Scenario>, Error> {
     let stop = CancellationToken::new();
     let _stops = stop.clone().drop_guard();
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.map_err(|error| Error::Part(error.to_string()))?;
@@ -99,18 +103,12 @@ async fn measure(
     }
     // Node compiles what is hot, and connections open, before anything is measured.
     runs(redis, &engine, plan.in_flight * 2).await?;
-    engine.forget_overhead();
-    let began = Instant::now();
-    runs(redis, &engine, plan.runs).await?;
-    let per_s = rate(plan.runs, began.elapsed());
-    let overhead = engine.overhead();
-    let (p50, p99) = (overhead.p50_us, overhead.p99_us);
-    stop.cancel();
+    let (per_s, p50, p99) = measured_runs(redis, &engine, plan.runs).await?;
     // Without checkpoints each step is a call, and so is the end.
     #[allow(clippy::cast_precision_loss)]
     let at_most = sdk / (STEPS + 1) as f64;
-    Ok(Scenario {
-        name,
+    let alone = Scenario {
+        name: names[0],
         per_s: Some(whole(per_s)),
         raw_per_s: Some(whole(at_most)),
         ratio: Some(rounded(per_s / at_most)),
@@ -120,7 +118,64 @@ async fn measure(
         target: "overhead p50 ≤ 1 ms, ≥ 450 runs/s",
         reached: p50 <= 1_000 && per_s >= 450.0,
         ..Scenario::default()
-    })
+    };
+    if plan.waiting == 0 {
+        return Ok(vec![alone]);
+    }
+    wait_behind_one_slot(redis, &engine, plan.waiting).await?;
+    runs(redis, &engine, plan.in_flight * 2).await?;
+    let (beside, p50, p99) = measured_runs(redis, &engine, plan.runs).await?;
+    stop.cancel();
+    let waiting = Scenario {
+        name: names[1],
+        per_s: Some(whole(beside)),
+        raw_per_s: Some(whole(per_s)),
+        ratio: Some(rounded(beside / per_s)),
+        p50_us: Some(p50),
+        p99_us: Some(p99),
+        target: "≥ 0.95 of what it is alone",
+        reached: beside >= 0.95 * per_s,
+        ..Scenario::default()
+    };
+    Ok(vec![alone, waiting])
+}
+
+/// Runs a second, and the overhead of their steps, µs: p50 and p99.
+async fn measured_runs(redis: &Redis, engine: &Engine, count: usize) -> Result<(f64, u64, u64), Error> {
+    engine.forget_overhead();
+    let began = Instant::now();
+    runs(redis, engine, count).await?;
+    let per_s = rate(count, began.elapsed());
+    let overhead = engine.overhead();
+    Ok((per_s, overhead.p50_us, overhead.p99_us))
+}
+
+/// Runs of a function whose one slot is held for good: all but one of them wait.
+async fn wait_behind_one_slot(redis: &Redis, engine: &Engine, count: usize) -> Result<(), Error> {
+    emit(redis, "bench/held", count).await?;
+    let began = Instant::now();
+    loop {
+        let waiting: u64 = engine.runs().groups().await?.iter().map(|group| group.waiting).sum();
+        if waiting + 1 >= count as u64 {
+            return Ok(());
+        }
+        if began.elapsed() > LIMIT {
+            return Err(Error::TooSlow { step: "the runs that wait", limit: LIMIT });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn emit(redis: &Redis, name: &'static str, count: usize) -> Result<(), Error> {
+    let appender = Appender::start(&bus(redis), crate::streams::append::Settings::default());
+    let data = JsonObject::parse(r#"{"n":1}"#).unwrap_or_default();
+    for chunk in 0..count.div_ceil(100) {
+        let events = (0..100.min(count - chunk * 100))
+            .map(|_| super::event(name, crate::streams::priority::Priority::P1, &data, None))
+            .collect::<Vec<_>>();
+        appender.append(events).await?;
+    }
+    Ok(())
 }
 
 fn start(
@@ -205,18 +260,11 @@ async fn answered(url: &str, in_flight: usize, requests: usize) -> Result<f64, E
 /// Starts `count` runs and waits until as many more have completed.
 async fn runs(redis: &Redis, engine: &Engine, count: usize) -> Result<(), Error> {
     let before = completed(redis).await?;
-    let appender = Appender::start(&bus(redis), crate::streams::append::Settings::default());
-    let data = JsonObject::parse(r#"{"n":1}"#).unwrap_or_default();
-    for chunk in 0..count.div_ceil(100) {
-        let events = (0..100.min(count - chunk * 100))
-            .map(|_| super::event("bench/run", crate::streams::priority::Priority::P1, &data, None))
-            .collect::<Vec<_>>();
-        appender.append(events).await?;
-    }
+    emit(redis, "bench/run", count).await?;
     let began = Instant::now();
     while completed(redis).await? < before + count {
         if began.elapsed() > LIMIT {
-            let open = engine.runs().open(10).await.unwrap_or_default();
+            let open = engine.runs().open(0, 10).await.unwrap_or_default();
             tracing::warn!(?open, "runs that did not end");
             return Err(Error::TooSlow { step: "the runs", limit: LIMIT });
         }

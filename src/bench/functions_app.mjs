@@ -11,13 +11,14 @@ const body = async ({ event, step }) => {
   const b = await step.run("b", () => a + 1);
   return step.run("c", () => b + 1);
 };
-const config = { id: "three-steps" };
-const triggers = [{ event: "bench/run" }];
-const three =
+const define = (config, event, handler) =>
   process.env.MAJOR === "3"
-    ? inngest.createFunction(config, triggers[0], body)
-    : inngest.createFunction({ ...config, triggers }, body);
-const handler = serve({ client: inngest, functions: [three] });
+    ? inngest.createFunction(config, { event }, handler)
+    : inngest.createFunction({ ...config, triggers: [{ event }] }, handler);
+const three = define({ id: "three-steps" }, "bench/run", body);
+// Its one slot is never given back.
+const held = define({ id: "held", concurrency: { limit: 1, key: '"one"' } }, "bench/held", () => new Promise(() => {}));
+const handler = serve({ client: inngest, functions: [three, held] });
 
 const server = http.createServer((req, res) => {
   if (req.url !== "/echo") return handler(req, res);

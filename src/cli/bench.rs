@@ -61,6 +61,9 @@ pub struct Args {
     /// For functions: calls in flight
     #[arg(long, default_value_t = 100)]
     in_flight: usize,
+    /// For functions: runs of another function that wait behind a concurrency key of one slot meanwhile; 0 for none
+    #[arg(long, default_value_t = 100_000)]
+    waiting: usize,
     /// Events per round of append and drain
     #[arg(long, default_value_t = 200_000)]
     events: usize,
@@ -106,6 +109,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
                 sdk_dir: args.sdk_dir.clone(),
                 runs: args.runs.max(100),
                 in_flight: args.in_flight.clamp(1, 10_000),
+                waiting: args.waiting,
                 config: Box::new(context.config.clone()),
             }),
             ..plan

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -46,6 +47,8 @@ pub struct Stage {
     /// Slugs of the functions.
     functions: Vec<String>,
     seen: HashSet<String>,
+    /// Events handed over.
+    sent: AtomicU64,
     /// Label of a run → the call that is under way.
     flights: HashMap<String, (Begun, String)>,
 }
@@ -88,8 +91,16 @@ impl Stage {
         let runs = engine.runs().clone();
         let base = t.bus.now_ms().await.unwrap();
         let functions_of: Vec<String> = functions.iter().map(|(id, _)| format!("app-{id}")).collect();
-        let mut stage =
-            Self { t, engine, runs, base, functions: functions_of, seen: HashSet::new(), flights: HashMap::new() };
+        let mut stage = Self {
+            t,
+            engine,
+            runs,
+            base,
+            functions: functions_of,
+            seen: HashSet::new(),
+            sent: AtomicU64::new(0),
+            flights: HashMap::new(),
+        };
         stage.register(functions).await;
         stage
     }
@@ -129,7 +140,7 @@ impl Stage {
     pub async fn emit_at(&self, name: &str, n: &str, mut data: Value, ts: Option<u64>) -> Sent {
         let now = self.runs.now_ms().await.unwrap();
         data["n"] = n.into();
-        let seq = u64::try_from(self.seen.len() + self.flights.len()).unwrap();
+        let seq = self.sent.fetch_add(1, Ordering::Relaxed);
         let sent = Sent {
             envelope: Arc::new(Envelope {
                 v: 1,

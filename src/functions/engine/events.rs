@@ -65,6 +65,12 @@ impl Handler for EventHandler {
     }
 }
 
+/// Ms and thousandths of an entry: events of one millisecond stay in order.
+#[allow(clippy::cast_precision_loss)]
+fn place(entry: EntryId) -> f64 {
+    entry.ms as f64 + entry.seq.min(999) as f64 / 1000.0
+}
+
 /// Where an event is and what it is.
 pub(super) struct Arrival<'a> {
     pub event: &'a Event,
@@ -167,6 +173,7 @@ impl Engine {
             event_ids: vec![event.public_id.clone()],
             correlation,
             cause,
+            at: Some(place(arrival.entry)),
             start_timeout_ms: function.start_timeout_ms,
             finish_timeout_ms: function.finish_timeout_ms,
             cancels,
@@ -400,6 +407,7 @@ impl Engine {
             event_ids: old.event_ids.clone(),
             correlation: None,
             cause: "rerun",
+            at: None,
             start_timeout_ms: function.start_timeout_ms,
             finish_timeout_ms: function.finish_timeout_ms,
             cancels: Vec::new(),

@@ -158,6 +158,11 @@ impl Runs {
         Ok(groups)
     }
 
+    /// Ids of at most so many groups in use, drawn at random where there are more.
+    pub async fn some_groups(&self, limit: usize) -> Result<Vec<String>, Error> {
+        self.bus.redis.query(redis::cmd("HRANDFIELD").arg(self.key("groups")).arg(limit)).await
+    }
+
     async fn count(&self, groups: &mut [Group]) -> Result<(), Error> {
         if groups.is_empty() {
             return Ok(());

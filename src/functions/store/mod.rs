@@ -274,10 +274,11 @@ impl Runs {
         advance::advanced(value)
     }
 
-    /// Looks after a run that has not ended.
-    pub async fn reconcile(&self, run: &str) -> Result<Reconciled, Error> {
+    /// Looks after a run that has not ended. One younger than `settle_ms` may have its work item on the way.
+    pub async fn reconcile(&self, run: &str, settle_ms: u64) -> Result<Reconciled, Error> {
         let fact = Fact::new("functions", "function.run.repaired").warn().with("runId", run);
-        let call = self.call(&scripts::RECONCILE, &[Record::Fact(fact)]).arg(run).arg(history::repaired());
+        let call =
+            self.call(&scripts::RECONCILE, &[Record::Fact(fact)]).arg(run).arg(history::repaired()).number(settle_ms);
         let answer: String = self.bus.redis.run(call).await?;
         Ok(match answer.as_str() {
             "ended" => Reconciled::Ended,

@@ -33,6 +33,9 @@ pub struct NewRun {
     pub correlation: Option<String>,
     /// `event`, `invoke`, `rerun`, `replay`, `cron`.
     pub cause: &'static str,
+    /// Where its event stands in the log, ms and thousandths: its place among those who wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<f64>,
     /// Cancelled when not started within, ms.
     #[serde(rename = "st", skip_serializing_if = "Option::is_none")]
     pub start_timeout_ms: Option<u64>,

@@ -229,13 +229,16 @@ impl Runs {
         Ok(Ending { steps, history: rows.ids.into_iter().filter_map(read).collect() })
     }
 
-    /// Runs that have not ended, oldest first.
-    pub async fn open(&self, limit: usize) -> Result<Vec<String>, Error> {
+    /// Runs that have not ended, per status the oldest first, at most `limit` from the `from`-th on.
+    pub async fn open(&self, from: usize, limit: usize) -> Result<Vec<String>, Error> {
         let mut open = Vec::new();
         for status in [Status::Queued, Status::Running] {
             let key = self.key(&format!("runs:st:{status}"));
-            let ids: Vec<String> =
-                self.bus.redis.query(redis::cmd("ZRANGE").arg(key).arg(0).arg(limit.saturating_sub(1))).await?;
+            let ids: Vec<String> = self
+                .bus
+                .redis
+                .query(redis::cmd("ZRANGE").arg(key).arg(from).arg(from + limit.saturating_sub(1)))
+                .await?;
             open.extend(ids);
         }
         Ok(open)

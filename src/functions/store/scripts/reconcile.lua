@@ -1,16 +1,17 @@
 --[[
 reconcile.lua: look whether something will bring a run on by itself, and repair it where nothing will.
 
-ARGV  3 run   4 history entry for a repair
+ARGV  3 run   4 history entry for a repair   5 a run younger than this is left alone, ms
 Returns 'ended', 'going', 'repaired' or 'lost' (repaired three times already: the caller ends it).
 Invariant: a thread counts as alive only when its lane entry is still undelivered or pending, its retry is in the timers,
       or it stands in its line.
 ]]
 local run = ARGV[3]
 local hash, live = F .. 'run:' .. run, F .. 'live:' .. run
-local row = redis.call('HMGET', hash, 'st', 'lane')
+local row = redis.call('HMGET', hash, 'st', 'lane', 'q')
 local status, lane = row[1], row[2]
 if status ~= 'QUEUED' and status ~= 'RUNNING' then return 'ended' end
+if now - tonumber(row[3] or '0') < tonumber(ARGV[5]) then return 'going' end
 local stream = T .. ':lane:' .. lane
 
 local function parts(id)

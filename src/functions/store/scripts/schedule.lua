@@ -4,6 +4,7 @@ then throttle and limits. Stands behind limits.lua, before start.lua and fire.lu
 
 A run to create is a MessagePack map:
   id fn fid app lane cause corr?    evs, eids: lists of JSON texts and public ids of its events
+  at?         where its event stands in the log, ms
   st? ft?     start and finish timeout, ms      log    history entry      keep   how long a skipped run is kept, ms
   cancels     list of {event name, value for the index of waits}          pr?    priority, s
   lim? thr?   as run:<id> holds them
@@ -52,8 +53,10 @@ local function create(new)
   end
   local hash, live = F .. 'run:' .. new.id, F .. 'live:' .. new.id
   record(new, 'QUEUED')
-  -- To the microsecond, so that events of one millisecond keep their order.
-  redis.call('HSET', hash, 'sc', string.format('%.3f', now + time[2] % 1000 / 1000 - (new.pr or 0) * 1000))
+  -- To the thousandth, so that events of one millisecond keep their order. An old event goes before nobody.
+  local place = now + time[2] % 1000 / 1000
+  if new.at and new.at < place and new.at > now - 10000 then place = new.at end
+  redis.call('HSET', hash, 'sc', string.format('%.3f', place - (new.pr or 0) * 1000))
   if new.lim then redis.call('HSET', hash, 'lim', cjson.encode(new.lim)) end
   if new.thr then redis.call('HSET', hash, 'thr', cjson.encode(new.thr)) end
   if new.single then redis.call('HSET', hash, 'sg', new.single.g) end
