@@ -737,3 +737,30 @@ async fn whatever_is_handed_over_twice_does_everything_once() {
         assert_eq!(stage.with_status(Status::Cancelled).await, [""; 0], "{id}");
     }
 }
+
+// The scripts on nothing, and as a loser.
+
+#[tokio::test]
+async fn what_is_not_there_is_not_fired_swept_or_held() {
+    use system_bus::functions::store::Fired;
+    use system_bus::streams::records::Fact;
+
+    let mut stage =
+        Stage::with(&[("f", json!({"debounce": {"period": "10s"}, "throttle": {"limit": 1, "period": "1h"}}))]).await;
+    for member in ["D|none|", "B|none|", "T|none|", "G|none|", "?"] {
+        assert_eq!(stage.runs.fire(member).await.unwrap(), Fired::Nothing, "{member}");
+    }
+    assert_eq!(stage.runs.sweep("none").await.unwrap(), 0);
+    assert_eq!(stage.runs.hold("none", &"inngest/fn:none".parse().unwrap(), &["none".into()]).await.unwrap(), 0);
+    let fact = Fact::new("functions", "function.cron.ticked");
+    assert_eq!(stage.runs.tick("none|app-f", 1, (2, 2), None, fact).await.unwrap(), None, "no such schedule");
+    // Not yet due, and then gone.
+    stage.emit("t/f", "1", json!({})).await;
+    let group = stage.runs.groups().await.unwrap().remove(0).group;
+    let timer = format!("D|{group}|");
+    assert_eq!(stage.runs.fire(&timer).await.unwrap(), Fired::Nothing);
+    stage.at(11_000).await;
+    assert!(matches!(stage.runs.fire(&timer).await.unwrap(), Fired::Went { .. }));
+    assert_eq!(stage.runs.fire(&timer).await.unwrap(), Fired::Nothing);
+    assert_eq!(stage.called().await, ["1"]);
+}
