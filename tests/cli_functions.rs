@@ -167,7 +167,7 @@ impl Shop {
     /// A run that sleeps in one step and waits for an event in another.
     async fn waiting(&self, event: &str, data: &Value) -> String {
         let run = self.start(0, event, data).await;
-        let wait = Wait { condition: None, event: Value::Null, since_ms: 1, until_ms: None };
+        let wait = Wait { condition: None, event: Value::Null, since_ms: 1, until_ms: None, sought: None };
         self.advance(&run, |advance| {
             advance.sleep(
                 "nap",

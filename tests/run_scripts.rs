@@ -101,7 +101,7 @@ fn next(advanced: Advanced) -> Option<(String, u64)> {
 async fn a_run_is_created_once_with_its_work_item_and_its_cancellations() {
     let stage = Stage::start().await;
     let mut new = stage.new_run("RUN1");
-    let wait = Wait { condition: None, event: json!(null), since_ms: 1, until_ms: None };
+    let wait = Wait { condition: None, event: json!(null), since_ms: 1, until_ms: None, sought: None };
     new.cancels.push(("a/stop".into(), wait.clone()));
     new.start_timeout_ms = Some(5_000);
     assert_eq!(stage.runs.start(std::slice::from_ref(&new)).await.unwrap(), [Scheduled::New]);
@@ -110,7 +110,7 @@ async fn a_run_is_created_once_with_its_work_item_and_its_cancellations() {
         [Scheduled::Known { skipped: None }, Scheduled::New]
     );
     assert_eq!(stage.entries().await.len(), 2);
-    assert_eq!(stage.runs.waits("a/stop").await.unwrap(), [("RUN1".into(), "c:1".into(), wait)]);
+    assert_eq!(stage.runs.waits("a/stop", &json!({})).await.unwrap(), [("RUN1".into(), "c:1".into(), wait)]);
     assert_eq!(stage.timers().await, ["S|RUN1|"]);
     let page = stage.runs.list(&Filter { status: vec![Status::Queued], limit: 9, ..Filter::default() }).await.unwrap();
     assert_eq!(page.total, 2);
@@ -296,7 +296,7 @@ async fn a_run_ends_once_and_takes_everything_that_waited_with_it() {
     let stage = Stage::start().await;
     let (begun, entry) = stage.begun().await;
     let mut waits = advance(thread(&begun, &entry));
-    let wait = Wait { condition: None, event: json!(null), since_ms: 0, until_ms: None };
+    let wait = Wait { condition: None, event: json!(null), since_ms: 0, until_ms: None, sought: None };
     waits.wait("w", false, "a/awaited", &wait, 60_000, NOTE.into());
     waits.sleep("nap", false, 60_000, NOTE.into());
     stage.runs.advance(waits).await.unwrap();
@@ -310,7 +310,7 @@ async fn a_run_ends_once_and_takes_everything_that_waited_with_it() {
     let run = stage.runs.run("RUN1").await.unwrap().unwrap();
     assert_eq!((run.status, run.why.as_deref()), (Status::Cancelled, Some("by a test")));
     assert!(stage.timers().await.is_empty() && stage.live().await.is_empty());
-    assert!(stage.runs.waits("a/awaited").await.unwrap().is_empty());
+    assert!(stage.runs.waits("a/awaited", &json!({})).await.unwrap().is_empty());
     let ends = stage.runs.details("RUN1").await.unwrap().history;
     assert_eq!(ends.iter().filter(|(_, entry)| entry["type"] == "FunctionCancelled").count(), 1);
 }
@@ -361,4 +361,43 @@ async fn an_app_replaces_its_functions_and_modified_is_what_really_changed() {
     assert!(registry.remove("app").await.unwrap());
     assert!(!registry.remove("app").await.unwrap());
     assert!(!registry.current().is_served("app-b"));
+}
+
+#[tokio::test]
+async fn waits_of_a_busy_event_are_found_by_the_value_they_seek() {
+    let stage = Stage::start().await;
+    let sought = |user: &str| Some((vec!["data".to_owned(), "user".to_owned()], json!(user)));
+    let wait = |user: Option<&str>| Wait {
+        condition: None,
+        event: json!(null),
+        since_ms: 1,
+        until_ms: None,
+        sought: user.and_then(sought),
+    };
+    for (id, user) in [("RUN1", Some("a")), ("RUN2", Some("b")), ("RUN3", None)] {
+        let mut new = stage.new_run(id);
+        new.cancels.push(("a/stop".into(), wait(user)));
+        stage.runs.start(&[new]).await.unwrap();
+    }
+    let found = async |data: serde_json::Value| -> Vec<String> {
+        let event = json!({ "data": data });
+        let mut found: Vec<String> =
+            stage.runs.waits("a/stop", &event).await.unwrap().into_iter().map(|(run, ..)| run).collect();
+        found.sort();
+        found
+    };
+    assert_eq!(found(json!({"user": "a"})).await, ["RUN1", "RUN3"]);
+    assert_eq!(found(json!({"user": "b"})).await, ["RUN2", "RUN3"]);
+    assert_eq!(found(json!({})).await, ["RUN3"]);
+    // A run that ends takes its wait with it, and the last one the event's name.
+    for id in ["RUN1", "RUN2", "RUN3"] {
+        let mut end = Advance::new(id, Guard::Any, LIMITS, KEEP_MS);
+        end.end(End { status: Status::Cancelled, output: "", error: "", why: "test", events: Vec::new() });
+        stage.runs.advance(end).await.unwrap();
+    }
+    assert!(found(json!({"user": "a"})).await.is_empty());
+    let keep = system_bus::functions::store::Keep { done_ms: KEEP_MS, failed_ms: KEEP_MS };
+    stage.runs.tidy(keep).await.unwrap();
+    let left: Vec<String> = stage.t.cmd(&["HKEYS", &format!("{}:fn:waited", stage.t.bus.keys.tag())]).await;
+    assert!(left.is_empty());
 }

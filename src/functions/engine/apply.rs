@@ -250,18 +250,19 @@ impl<'a> Context<'a> {
             Some(text) => self.timeout(text)?,
             None => YEAR_MS,
         };
-        let (mut condition, mut part) = (None, Value::Null);
+        let (mut condition, mut part, mut sought) = (None, Value::Null, None);
         if let Some(text) = op.option("if") {
             let expr = self
                 .engine
                 .expression(text)
                 .map_err(|error| Failure::limit("InvalidExpression", format!("waitForEvent: `{text}`: {error}")))?;
             let events: Vec<Value> = serde_json::from_str(&self.begun.run.events).unwrap_or_default();
-            part = expr.event_part(events.first().unwrap_or(&Value::Null));
+            let first = events.first().unwrap_or(&Value::Null);
+            (part, sought) = (expr.event_part(first), expr.sought(first));
             condition = Some(text.to_owned());
         }
         let until = self.begun.now_ms.saturating_add(ms).saturating_add(60_000);
-        let wait = Wait { condition, event: part, since_ms: self.begun.now_ms, until_ms: Some(until) };
+        let wait = Wait { condition, event: part, since_ms: self.begun.now_ms, until_ms: Some(until), sought };
         let details = json!({"event": event, "if": op.option("if"), "ms": ms});
         let note = history::step_scheduled(&op.id, op.label(), "WaitForEvent", details);
         applied.advance.wait(&op.id, op.is_race(), event, &wait, ms, note);

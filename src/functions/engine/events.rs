@@ -152,15 +152,18 @@ impl Engine {
             .iter()
             .filter_map(|cancel| {
                 // What can't be looked at can't hold: no wait.
-                let part = match &cancel.condition {
-                    None => Value::Null,
-                    Some(text) => self.expression(text).ok()?.event_part(&event.value),
+                let (part, sought) = match &cancel.condition {
+                    None => (Value::Null, None),
+                    Some(text) => {
+                        let expr = self.expression(text).ok()?;
+                        (expr.event_part(&event.value), expr.sought(&event.value))
+                    }
                 };
                 // Events of the log after the one that starts the run, however late that is.
                 let since_ms = arrival.entry.ms + u64::from(event.value["name"] == cancel.event.as_str());
                 let until_ms = cancel.timeout_ms.map(|ms| arrival.entry.ms.saturating_add(ms));
                 let condition = cancel.condition.clone();
-                Some((cancel.event.clone(), Wait { condition, event: part, since_ms, until_ms }))
+                Some((cancel.event.clone(), Wait { condition, event: part, since_ms, until_ms, sought }))
             })
             .collect();
         Ok(NewRun {
@@ -327,7 +330,7 @@ impl Engine {
 
     /// Waits and cancellations that the event answers.
     async fn answer_waits(&self, name: &str, arrived_ms: u64, event: &Event) -> Result<(), Error> {
-        for (run, step, wait) in self.runs().waits(name).await? {
+        for (run, step, wait) in self.runs().waits(name, &event.value).await? {
             if !self.is_answer(&wait, arrived_ms, event) {
                 continue;
             }

@@ -149,6 +149,22 @@ impl Expr {
     }
 }
 
+impl Expr {
+    /// A field of `async` that must equal a value known now, for the expression to hold: its path and that value, where
+    /// there is such a field. Only what `&&` joins is looked at.
+    #[must_use]
+    pub fn sought(&self, event: &Value) -> Option<(Vec<String>, Value)> {
+        self.root.equalities().into_iter().find_map(|(path, other)| {
+            let value = match other {
+                Node::Literal(value) => value.clone(),
+                other => other.path("event")?.iter().try_fold(event, |value, name| value.get(name))?.clone(),
+            };
+            let is_scalar = value.is_string() || value.is_number() || value.is_boolean();
+            is_scalar.then(|| (path.into_iter().map(str::to_owned).collect(), value))
+        })
+    }
+}
+
 /// Copies what is at `path`, if anything is.
 fn copy(from: &Value, to: &mut Value, path: &[&str]) {
     let (Some((first, rest)), Some(object)) = (path.split_first(), to.as_object_mut()) else { return };

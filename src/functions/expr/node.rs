@@ -191,7 +191,29 @@ impl Node {
         }
     }
 
-    fn path(&self, root: &str) -> Option<Vec<&str>> {
+    /// Equalities of a field of `async` with something else that must hold for the whole to hold.
+    pub fn equalities(&self) -> Vec<(Vec<&str>, &Self)> {
+        let Self::Call(name, args) = self else { return Vec::new() };
+        match (name.as_str(), &args[..]) {
+            (operators::LOGICAL_AND, all) => all.iter().flat_map(Self::equalities).collect(),
+            (operators::EQUALS, [one, other]) => {
+                let is_test = |of: &Self| matches!(of, Self::Has(..));
+                if is_test(one) || is_test(other) {
+                    return Vec::new();
+                }
+                let field = |of: &Self| of.path("async").is_some_and(|path| !path.is_empty());
+                let pair = match (field(one), field(other)) {
+                    (true, false) => Some((one, other)),
+                    (false, true) => Some((other, one)),
+                    _ => None,
+                };
+                pair.and_then(|(of, with)| Some((of.path("async")?, with))).into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn path(&self, root: &str) -> Option<Vec<&str>> {
         match self {
             Self::Name(name) => (name == root).then(Vec::new),
             Self::Field(of, field) | Self::Has(of, field) => {

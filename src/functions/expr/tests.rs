@@ -213,3 +213,26 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_field_that_must_equal_a_known_value_is_found() {
+    let event = json!({"data": {"id": 7, "user": "a", "list": [1]}});
+    let sought = |text: &str| Expr::parse(text).unwrap().sought(&event);
+    let path =
+        |path: &[&str], value: Value| Some((path.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), value));
+    for (text, expected) in [
+        ("event.data.id == async.data.id", path(&["data", "id"], json!(7))),
+        ("async.data.id == event.data.id", path(&["data", "id"], json!(7))),
+        ("async.data['id'] == \"x\"", path(&["data", "id"], json!("x"))),
+        ("async.data.n > 3 && async.data.user == event.data.user", path(&["data", "user"], json!("a"))),
+        ("event.data.list == async.data.list && async.data.ok == true", path(&["data", "ok"], json!(true))),
+        ("event.data.gone == async.data.id", None),
+        ("async.data.id == 1 || async.data.id == 2", None),
+        ("!(async.data.id == 1)", None),
+        ("async.data.a == async.data.b", None),
+        ("has(async.data.id) == true", None),
+        ("async.data.id != 1", None),
+    ] {
+        assert_eq!(sought(text), expected, "{text}");
+    }
+}

@@ -164,7 +164,7 @@ impl<'a> Advance<'a> {
     /// Wait for an event.
     pub fn wait(&mut self, step: &str, race: bool, event: &str, wait: &super::Wait, ms: u64, history: String) {
         let value = serde_json::to_string(wait).unwrap_or_default();
-        command!(self, "wait", step.to_owned(), flag(race), event.to_owned(), value, ms.to_string(), history);
+        command!(self, "wait", step.to_owned(), flag(race), wait.place(event), value, ms.to_string(), history);
     }
 
     /// Invoke a function by appending the event that asks for it.

@@ -10,7 +10,7 @@
 //! | `:fn:timers` | zset | `s\|<run>\|<step>` sleep or timeout, `t\|<run>\|<thread>` retry, `S`, `F` start and finish timeout, `D`, `B`, `T`, `G` flow control (`fire.lua`), `C\|<schedule>` tick → when, ms |
 //! | `:fn:crons` | hash | `<hash>\|<function>` → next tick, ms |
 //! | `:fn:slots:…`, `:fn:line:…` and their like | | flow control: see `scripts/limits.lua`, `scripts/schedule.lua` |
-//! | `:fn:wait:<event>` | hash | `<run>\|<step>` or `<run>\|c:<n>` → [`Wait`] |
+//! | `:fn:wait:…`, `:fn:paths:…`, `:fn:waitn` | | who waits for events: see [`waits`] |
 //! | `:fn:signals` | hash | signal → `<run>\|<step>` |
 //! | `:fn:runs`, `:fn:runs:st:<status>`, `:fn:runs:fn:<slug>` | zset | runs by creation, ms |
 //!
@@ -27,6 +27,7 @@ mod new_run;
 mod outlook;
 mod read;
 pub mod scripts;
+pub mod waits;
 
 use std::collections::HashMap;
 
@@ -99,6 +100,9 @@ pub struct Wait {
     /// Only events that arrived before this count, ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_ms: Option<u64>,
+    /// A field of the arriving event and the value that it must have for the condition to hold.
+    #[serde(skip)]
+    pub sought: Option<(Vec<String>, serde_json::Value)>,
 }
 
 /// A thread taken up: everything that the call of its function needs.
@@ -318,17 +322,6 @@ impl Runs {
         self.bus.redis.query(redis::cmd("ZREM").arg(self.key("timers")).arg(member)).await
     }
 
-    /// What waits for an event: `<run>|<step>` or `<run>|c:<n>`, each with its condition.
-    pub async fn waits(&self, event: &str) -> Result<Vec<(String, String, Wait)>, Error> {
-        let rows: Vec<(String, String)> =
-            self.bus.redis.query(redis::cmd("HGETALL").arg(self.key(&format!("wait:{event}")))).await?;
-        let read = |(field, text): (String, String)| {
-            let (run, step) = field.split_once('|')?;
-            Some((run.to_owned(), step.to_owned(), serde_json::from_str(&text).ok()?))
-        };
-        Ok(rows.into_iter().filter_map(read).collect())
-    }
-
     /// Who waits for a signal: run and step.
     pub async fn signal_waiter(&self, signal: &str) -> Result<Option<(String, String)>, Error> {
         let waiter: Option<String> =
@@ -343,17 +336,7 @@ impl Runs {
 
     /// Takes event names out of the routing that no run waits for any more, and old runs out of the indexes.
     pub async fn tidy(&self, keep: Keep) -> Result<(), Error> {
-        let waited: Vec<String> = self.bus.redis.query(redis::cmd("HKEYS").arg(self.key("waited"))).await?;
-        for event in waited {
-            let exists: bool =
-                self.bus.redis.query(redis::cmd("EXISTS").arg(self.key(&format!("wait:{event}")))).await?;
-            if !exists {
-                let mut pipeline = redis::pipe();
-                pipeline.cmd("HDEL").arg(self.key("waited")).arg(&event);
-                pipeline.cmd("INCR").arg(self.key("rev"));
-                self.bus.redis.pipeline(&pipeline).await?;
-            }
-        }
+        self.forget_unwaited().await?;
         let before = self.bus.now_ms().await?.saturating_sub(keep.failed_ms.max(keep.done_ms));
         let old: Vec<String> = self
             .bus

@@ -229,7 +229,7 @@ fn text<S: Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S:
 fn cancels<S: Serializer>(cancels: &[(String, Wait)], serializer: S) -> Result<S::Ok, S::Error> {
     let mut list = serializer.serialize_seq(Some(cancels.len()))?;
     for (event, wait) in cancels {
-        list.serialize_element(&(event, serde_json::to_string(wait).unwrap_or_default()))?;
+        list.serialize_element(&(wait.place(event), serde_json::to_string(wait).unwrap_or_default()))?;
     }
     list.end()
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use redis::Value;
 
+use super::waits::event_of;
 use super::{Run, Runs};
 use crate::streams::entry_id::EntryId;
 use crate::streams::redis::Error;
@@ -130,7 +131,7 @@ impl Runs {
                     let until_ms = timer("s", &name);
                     match kind {
                         "sleep" => Pending::Sleep { step: name, until_ms },
-                        "wait" => Pending::Event { step: name, event: about, until_ms },
+                        "wait" => Pending::Event { step: name, event: event_of(&about).to_owned(), until_ms },
                         "invoke" => Pending::Invoke { step: name, until_ms },
                         "signal" => Pending::Signal { step: name, signal: about, until_ms },
                         // A planned step has a thread of its own.

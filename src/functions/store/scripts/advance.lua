@@ -13,7 +13,7 @@ ARGV  3 run
         'memo', step, value, history                    a step completed; the first value stands
         'plan', step, race, history                     call this step
         'sleep', step, race, ms, history
-        'wait', step, race, event, value, ms, history   value for the index of waits
+        'wait', step, race, place, value, ms, history   place and value for the index of waits
         'invoke', step, race, ms, lane, envelope, history
         'signal', step, race, name, replace, ms, history
         'retry', ms, history                            this thread again, one attempt later
@@ -159,10 +159,9 @@ while ARGV[arg] do
     arg = arg + 5
   elseif command == 'wait' then
     if not is_known(step) then
-      local event = ARGV[arg + 3]
-      open(step, 'wait', ARGV[arg + 2], event)
-      redis.call('HSET', F .. 'wait:' .. event, run .. '|' .. step, ARGV[arg + 4])
-      if redis.call('HSETNX', F .. 'waited', event, now) == 1 then redis.call('INCR', F .. 'rev') end
+      local place = ARGV[arg + 3]
+      open(step, 'wait', ARGV[arg + 2], place)
+      if add_wait(place, run .. '|' .. step, ARGV[arg + 4]) then redis.call('INCR', F .. 'rev') end
       redis.call('ZADD', timers, now + ARGV[arg + 5], 's|' .. run .. '|' .. step)
       note(run, ARGV[arg + 6])
     end

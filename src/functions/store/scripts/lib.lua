@@ -21,7 +21,7 @@ A run's keys, after `<tag>:fn:`
                       a:<entry>   the thread that goes on under a lane entry which names another one
                       s:<step>    kind|race|detail of a step that was reported and has no value yet
                       p:<step>    it is one of a fan-out, `pn` counts them
-                      c:<n>       event that cancels the run
+                      c:<n>       place of an event that cancels the run
                       g           the last generation that was given
                       dirty       something completed while a discovery was under way
   log:<id>    stream  history
@@ -90,12 +90,30 @@ local function is_going(live, except)
   return false
 end
 
+-- A wait is kept at a place: `<event>`, or `<event>\n<path>\n<value>` (see ../waits.rs).
+local function event_of(place) return string.match(place, '^[^\n]*') end
+
+-- True when nobody waited for the event yet.
+local function add_wait(place, member, value)
+  local event, path = event_of(place), string.match(place, '\n([^\n]*)\n')
+  if redis.call('HSET', F .. 'wait:' .. place, member, value) == 1 then redis.call('HINCRBY', F .. 'waitn', event, 1) end
+  if path then redis.call('SADD', F .. 'paths:' .. event, path) end
+  return redis.call('HSETNX', F .. 'waited', event, now) == 1
+end
+
+local function drop_wait(place, member)
+  local event = event_of(place)
+  if redis.call('HDEL', F .. 'wait:' .. place, member) == 1 and redis.call('HINCRBY', F .. 'waitn', event, -1) <= 0 then
+    redis.call('HDEL', F .. 'waitn', event)
+  end
+end
+
 local function forget_step(run, live, step, value)
   local kind, detail = string.match(value, '^(%a+)|%d|(.*)$')
   if kind == 'sleep' or kind == 'wait' or kind == 'invoke' or kind == 'signal' then
     redis.call('ZREM', F .. 'timers', 's|' .. run .. '|' .. step)
   end
-  if kind == 'wait' then redis.call('HDEL', F .. 'wait:' .. detail, run .. '|' .. step) end
+  if kind == 'wait' then drop_wait(detail, run .. '|' .. step) end
   if kind == 'signal' and redis.call('HGET', F .. 'signals', detail) == run .. '|' .. step then
     redis.call('HDEL', F .. 'signals', detail)
   end

@@ -180,7 +180,7 @@ local function finish(run, status, output, err, why, keep_ms)
         freed[line] = true
       end
     end
-    if kind == 'c:' then redis.call('HDEL', F .. 'wait:' .. fields[i + 1], run .. '|c:' .. name) end
+    if kind == 'c:' then drop_wait(fields[i + 1], run .. '|c:' .. name) end
   end
   redis.call('ZREM', timers, 'S|' .. run .. '|', 'F|' .. run .. '|')
   redis.call('DEL', live)

@@ -6,7 +6,7 @@ A run to create is a MessagePack map:
   id fn fid app lane cause corr?    evs, eids: lists of JSON texts and public ids of its events
   at?         where its event stands in the log, ms
   st? ft?     start and finish timeout, ms      log    history entry      keep   how long a skipped run is kept, ms
-  cancels     list of {event name, value for the index of waits}          pr?    priority, s
+  cancels     list of {place of the event, value for the index of waits}          pr?    priority, s
   lim? thr?   as run:<id> holds them
   batch?      {g, n, ms, bytes, k, v}   rate? {g, n, ms}   deb? {g, ms, max?, ts, k, v}   single? {g, cancel?}
 
@@ -63,8 +63,7 @@ local function create(new)
   if new.st then redis.call('ZADD', timers, now + new.st, 'S|' .. new.id .. '|') end
   for n, cancel in ipairs(new.cancels) do
     redis.call('HSET', live, 'c:' .. n, cancel[1])
-    redis.call('HSET', F .. 'wait:' .. cancel[1], new.id .. '|c:' .. n, cancel[2])
-    redis.call('HSETNX', F .. 'waited', cancel[1], now)
+    add_wait(cancel[1], new.id .. '|c:' .. n, cancel[2])
   end
   local is_bound = new.lim or new.thr
   local entry = is_bound and queue(new.id, 'd', new.lane) or enqueue(new.id, 'd', new.lane)
