@@ -113,6 +113,36 @@ pub(super) async fn resolve(runs: &Runs, asked: &str) -> Result<Run, Failure> {
     }
 }
 
+/// What holds a run, for `queue why`. `None` when the id is none of a run.
+pub(in crate::cli) async fn why(id: &str, context: &Context) -> Result<Option<Report>, Failure> {
+    let bus = bus(context)?;
+    let runs = Runs::new(bus.clone());
+    let Some(run) = runs.run(&id.trim().to_ascii_uppercase()).await? else { return Ok(None) };
+    let pending = if run.status.is_terminal() { Vec::new() } else { runs.pending(&run.id).await? };
+    let trace = Trace::of(&run, &runs.details(&run.id).await?, &pending);
+    let waits = waits(&bus, &run, &trace, &pending, runs.now_ms().await?).await?;
+    let sentence = match waits.first() {
+        Some(wait) => wait.sentence.clone(),
+        None => match &run.why {
+            Some(why) => format!("it has ended: {} ({why})", run.status),
+            None => format!("it has ended: {}", run.status),
+        },
+    };
+    let command = waits.iter().find_map(|wait| wait.command.clone());
+    let result = json!({
+        "id": run.id, "function": run.function, "status": run.status.as_str(), "sentence": sentence,
+        "command": command, "waitsFor": waits.iter().map(|wait| wait.json.clone()).collect::<Vec<_>>(),
+    });
+    let mut human = Human::new().text(waits.iter().map(|wait| wait.sentence.as_str()).collect::<Vec<_>>().join("\n"));
+    if waits.is_empty() {
+        human = Human::new().text(&sentence);
+    }
+    if let Some(command) = &command {
+        human = human.pairs([("what changes it", command.as_str())]);
+    }
+    Ok(Some(Report::new(result, human).next(run_action(&run.id, "Everything known about it"))))
+}
+
 fn event_action(asked: &str) -> NextAction {
     let event = NextAction::new("event <event-id>", "If it is an event's id: what it started");
     event.param("event-id", Param::new().value(asked).required())
@@ -358,7 +388,8 @@ async fn held_by(bus: &Bus, run: &Run, line: &str) -> Result<(&'static str, Stri
     let value = if group.value.is_empty() { String::new() } else { format!(" = {}", group.value) };
     Ok(match group.key.starts_with("throttle") {
         true => ("throttle", format!("its start waits for the {}{value}", group.key)),
-        false => ("limit", format!("all {} slots of {}{value} are taken", group.held, group.key)),
+        false if group.held == 1 => ("limit", format!("the slot of {}{value} is taken", group.key)),
+        false => ("limit", format!("the {} slots of {}{value} are taken", group.held, group.key)),
     })
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::super::Context;
+use super::super::super::functions::run::why as run_why;
 use super::super::super::output::{Failure, NextAction, Report};
 use super::super::super::render::Human;
 use super::super::{bus, functions, is_routed, redis_of, registry};
@@ -14,20 +15,27 @@ use crate::streams::find::Place;
 use crate::streams::lane::Lane;
 use crate::streams::look::{Hold, Routing};
 
-/// The one thing that holds an event, and what changes it
+/// The one thing that holds an event or a run, and what changes it
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Example:\n  joelclaw queue why 1749990000000-0")]
 pub struct Args {
-    /// Stream id, event id or dead-letter id, or a unique beginning of one (at least 8 characters)
+    /// Stream id, event id or dead-letter id, or a unique beginning of one (at least 8 characters); or a run's id
     id: String,
 }
 
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
-    let place = resolve(&bus, &args.id).await?;
+    let place = match resolve(&bus, &args.id).await {
+        Ok(place) => place,
+        // What is no entry may be a run.
+        Err(failure) => return run_why(&args.id, context).await?.ok_or(failure),
+    };
     let hold = hold(&bus, &place, context).await?;
     if hold == Hold::Missing {
+        if let Some(report) = run_why(&args.id, context).await? {
+            return Ok(report);
+        }
         return Err(missing(&bus, &args.id).await?);
     }
     let family = bus.inspect(&place).await?.lane.and_then(|lane| lane.parse::<Lane>().ok()).map(|lane| lane.family);
