@@ -16,6 +16,7 @@ mod interrupt;
 pub mod output;
 pub mod queue;
 pub mod render;
+pub mod service;
 pub mod up;
 pub mod verify;
 
@@ -87,6 +88,7 @@ enum Command {
 enum Offline {
     Explain(explain::Args),
     Completions(completions::Args),
+    Service(service::Args),
 }
 
 /// Commands that run with a configuration. New ones are added here.
@@ -234,6 +236,7 @@ pub fn run() -> ExitCode {
     let outcome = guard(|| match cli.command {
         Command::Offline(Offline::Explain(args)) => Ending::Outcome(explain::run(&args)),
         Command::Offline(Offline::Completions(args)) => Ending::Outcome(completions::run(&args)),
+        Command::Offline(Offline::Service(args)) => Ending::Outcome(service::run(&args)),
         Command::Configured(configured) => execute(&configured, &cli.global, &command, &output),
     });
     match outcome {

@@ -4,6 +4,7 @@
 //! or SIGINT stops gracefully, a second one at once.
 
 mod note;
+mod notify;
 mod redis;
 mod reload;
 pub mod routes;
@@ -198,6 +199,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         tracing::warn!("QUEUE_DRAINER_ENABLED is off: nothing is dispatched");
     }
 
+    let (supervised, stall_after) = (vitals.clone(), config.drainer.stall_after);
     let mut told = Started {
         http: None,
         redis: bus.redis.display().to_owned(),
@@ -236,6 +238,11 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     let reload_stop = stop.clone();
     tasks.spawn(async move {
         reload.run(reload_stop).await;
+        Ok(())
+    });
+    let notify_stop = stop.clone();
+    tasks.spawn(async move {
+        notify::keep(supervised, stall_after, notify_stop).await;
         Ok(())
     });
     started(&told);
