@@ -9,7 +9,7 @@ use common_streams::TestBus;
 use flow_support::Stage;
 use serde_json::{Value, json};
 use system_bus::config::MissedTicks;
-use system_bus::functions::store::Status;
+use system_bus::functions::store::{Mark, Status};
 
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
@@ -165,7 +165,7 @@ async fn a_tick_of_a_paused_function_is_skipped_and_one_of_a_singleton_gives_way
     stage.at_instant(ms("2026-05-01T11:00:00Z") + 300).await;
     assert_eq!(stage.called().await, [""; 0], "the run of ten is still live");
     stage.end("2026-05-01T10:00:00Z").await;
-    stage.runs.set_paused("fn:app-f", Some("{}")).await.unwrap();
+    stage.runs.set_paused("fn:app-f", Some(&Mark::default())).await.unwrap();
     stage.at_instant(ms("2026-05-01T12:00:00Z") + 300).await;
     assert_eq!(stage.called().await, [""; 0]);
     assert_eq!(stage.with_status(Status::Skipped).await, ["2026-05-01T11:00:00Z", "2026-05-01T12:00:00Z"]);

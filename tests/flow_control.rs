@@ -6,7 +6,7 @@ mod flow_support;
 
 use flow_support::{ORPHAN_MS, Stage};
 use serde_json::{Value, json};
-use system_bus::functions::store::{Status, Taken};
+use system_bus::functions::store::{Mark, Status, Taken};
 
 /// One line of a table: when (ms), what happens, and which runs are called then.
 enum Act {
@@ -245,14 +245,14 @@ async fn a_paused_function_gives_up_slots_that_it_shares() {
     let family = "inngest/fn:app-f";
     stage.t.cmd::<()>(&["HSET", &stage.t.bus.keys.pauses(), family, "{}"]).await;
     let groups: Vec<String> = stage.runs.groups().await.unwrap().into_iter().map(|group| group.group).collect();
-    assert_eq!(stage.runs.hold("app-f", &family.parse().unwrap(), &groups).await.unwrap(), 1);
+    assert_eq!(stage.runs.hold("app-f", "app", &family.parse().unwrap(), &groups).await.unwrap(), 1);
     assert_eq!(stage.called().await, ["g1"]);
     stage.emit("t/f", "f2", json!({})).await;
     stage.end("g1").await;
     assert_eq!(stage.called().await, [""; 0]);
     assert_eq!(stage.runs.held().await.unwrap(), ["app-f"]);
     stage.t.cmd::<()>(&["HDEL", &stage.t.bus.keys.pauses(), family]).await;
-    stage.runs.hold("app-f", &family.parse().unwrap(), &groups).await.unwrap();
+    stage.runs.hold("app-f", "app", &family.parse().unwrap(), &groups).await.unwrap();
     assert_eq!(stage.called().await, ["f1"]);
     stage.end("f1").await;
     assert_eq!(stage.called().await, ["f2"]);
@@ -694,13 +694,13 @@ async fn an_event_cancels_runs_that_wait_for_a_slot_too() {
 #[tokio::test]
 async fn events_of_a_paused_function_are_recorded_as_skipped() {
     let mut stage = Stage::with(&[("f", json!({})), ("g", json!({}))]).await;
-    stage.runs.set_paused("fn:app-f", Some("{}")).await.unwrap();
+    stage.runs.set_paused("fn:app-f", Some(&Mark::default())).await.unwrap();
     stage.emit("t/f", "1", json!({})).await;
     stage.emit("t/g", "g", json!({})).await;
     assert_eq!(stage.called().await, ["g"]);
     assert_eq!(stage.run_of("1").await.why.as_deref(), Some("paused"));
     stage.runs.set_paused("fn:app-f", None).await.unwrap();
-    stage.runs.set_paused("app:app", Some("{}")).await.unwrap();
+    stage.runs.set_paused("app:app", Some(&Mark::default())).await.unwrap();
     stage.emit("t/g", "2", json!({})).await;
     assert_eq!(stage.called().await, [""; 0]);
     stage.runs.set_paused("app:app", None).await.unwrap();
@@ -751,7 +751,7 @@ async fn what_is_not_there_is_not_fired_swept_or_held() {
         assert_eq!(stage.runs.fire(member).await.unwrap(), Fired::Nothing, "{member}");
     }
     assert_eq!(stage.runs.sweep("none").await.unwrap(), 0);
-    assert_eq!(stage.runs.hold("none", &"inngest/fn:none".parse().unwrap(), &["none".into()]).await.unwrap(), 0);
+    assert_eq!(stage.runs.hold("none", "app", &"inngest/fn:none".parse().unwrap(), &["none".into()]).await.unwrap(), 0);
     let fact = Fact::new("functions", "function.cron.ticked");
     assert_eq!(stage.runs.tick("none|app-f", 1, (2, 2), None, fact).await.unwrap(), None, "no such schedule");
     // Not yet due, and then gone.

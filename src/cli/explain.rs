@@ -28,6 +28,11 @@ const fn code(code: &'static str, means: &'static str, fix: &'static str) -> Cod
 /// In alphabetical order.
 const CODES: &[Code] = &[
     code(
+        "AMBIGUOUS_FUNCTION",
+        "Several functions are called so; the message lists them.",
+        "Give the slug, as `joelclaw functions` shows it.",
+    ),
+    code(
         "AMBIGUOUS_ID",
         "Several events match the id; the message lists them.",
         "Use more characters, or the event id where two lanes share a stream id.",
@@ -142,6 +147,11 @@ const CODES: &[Code] = &[
         "Use 1 to 200 bytes without control characters, or leave the id out.",
     ),
     code("INVALID_EVENT_NAME", "The event name is not usable.", "Use a name such as content/updated."),
+    code(
+        "INVALID_EXPRESSION",
+        "The condition is no expression, or looks at what there is not: `event` is all there is.",
+        "Correct it at the character named; quote texts inside it.",
+    ),
     code("INVALID_FIELD", "A source, dedup key or time breaks its rule.", "Correct the field that the message names."),
     code(
         "INVALID_JSON",
@@ -155,11 +165,26 @@ const CODES: &[Code] = &[
         "The time is neither a timestamp, an ISO-8601 time nor an age.",
         "Use for example --since 15m or --since 2026-03-07T19:33:05Z.",
     ),
+    code(
+        "INVALID_STATUS",
+        "Runs with this status can't be changed so.",
+        "Use one of the statuses that the message names.",
+    ),
     code("NOT_AN_OBJECT", "Event data has to be a JSON object.", "Wrap the value: {\"items\":[1]}."),
     code(
         "NOT_DURABLE",
         "The event is appended but not confirmed as safely as was asked for.",
         "Check appendfsync or the replicas, then repeat it with the same id.",
+    ),
+    code(
+        "NO_SERVICE_MANAGER",
+        "This machine has neither launchd nor systemd.",
+        "Let whatever supervises processes here run `joelclaw up`.",
+    ),
+    code(
+        "OTHER_PLATFORM",
+        "The files of another platform can be shown here, not installed.",
+        "Add --print, or leave --platform out.",
     ),
     code(
         "PORT_IN_USE",
@@ -316,6 +341,26 @@ const CODES: &[Code] = &[
         "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",
     ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
+    code(
+        "SERVICE_FILE",
+        "A file of the service could not be written or removed.",
+        "Check who may write there; --domain system needs root.",
+    ),
+    code(
+        "SERVICE_IN_OTHER_DOMAIN",
+        "The service is installed for the other domain already; two supervisors would fight over its port.",
+        "Run `joelclaw service uninstall` with the other --domain first.",
+    ),
+    code(
+        "SERVICE_MANAGER_FAILED",
+        "launchd or systemd refused; the message has its words.",
+        "See what it thinks with `joelclaw service status` and `joelclaw service logs`.",
+    ),
+    code(
+        "SERVICE_NOT_INSTALLED",
+        "No file of this service is where the service manager looks.",
+        "Run `joelclaw service install`; --domain says for whom.",
+    ),
     code(
         "SIGNING_KEY_INVALID",
         "INNGEST_SIGNING_KEY is not `signkey-<env>-` and an even number of hex digits, so nothing could be signed with it.",

@@ -108,9 +108,13 @@ impl RegistryPlans {
     fn work(&self, family: &Family) -> FamilyPlan {
         let functions = self.engine.registry().current();
         let function = family.as_str().strip_prefix(WORK).and_then(|name| functions.function(name));
+        // A paused function has no route until it is resumed: its calls wait, whatever other families do.
+        let paused = function.and_then(|function| functions.paused_by(function));
+        let because = paused.map(|mark| format!("the function is paused: {}", mark.reason));
+        let handler: Arc<dyn Handler> = Arc::new(WorkHandler::new(self.engine.clone()));
         FamilyPlan {
-            handler: Some(Arc::new(WorkHandler::new(self.engine.clone()))),
-            unrouted_because: None,
+            handler: because.is_none().then_some(handler),
+            unrouted_because: because,
             // Limits of the function's own are counted in Redis, for all processes.
             concurrency: match function {
                 Some(function) if function.flow.concurrency.is_empty() => DEFAULT_LIMIT,

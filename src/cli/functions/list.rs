@@ -8,7 +8,7 @@ use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::queue::{bus, redis_of};
 use super::super::render::Human;
-use super::{snapshot, when};
+use super::{operate, show, snapshot, when};
 use crate::diagnose::Exit;
 use crate::functions::registry::{AppRecord, Function, Snapshot, Trigger};
 use crate::functions::store::{Run, Runs, work_family};
@@ -35,13 +35,29 @@ const SENDS: usize = 5;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  joelclaw functions\n  joelclaw functions --app shop\n  \
                         joelclaw functions --unhealthy   # exit 1 when there is something to mend")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Only functions of this app
     #[arg(long)]
     app: Option<String>,
     /// Only functions with a warning; exit 1 when there are any
     #[arg(long)]
     unhealthy: bool,
+}
+
+/// What is done with one function.
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// Everything about one function: schedules, limits, who holds and who waits
+    Show(show::Args),
+    /// Record new events of a function or an app as skipped, and let its running runs wait
+    Pause(operate::PauseArgs),
+    /// Let a paused function or app go on
+    Resume(operate::PauseArgs),
+    /// Replay events of the log to a function
+    Replay(operate::ReplayArgs),
 }
 
 /// Something to mend.
@@ -58,6 +74,16 @@ impl Warning {
 
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+    match &args.command {
+        None => list(args, context).await,
+        Some(Command::Show(args)) => show::run(args, context).await,
+        Some(Command::Pause(args)) => operate::pause(args, true, context).await,
+        Some(Command::Resume(args)) => operate::pause(args, false, context).await,
+        Some(Command::Replay(args)) => operate::replay(args, context).await,
+    }
+}
+
+async fn list(args: &Args, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
     let (known, pauses, now) = (snapshot(&bus).await?, bus.pauses().await?, bus.now_ms().await?);
     if let Some(app) = &args.app
@@ -246,12 +272,13 @@ fn trigger_json(trigger: &Trigger) -> Value {
 }
 
 /// The pause of the function itself, and those of the events that trigger it.
-fn pauses_of(function: &Function, pauses: &Pauses) -> (Option<Value>, Vec<String>) {
+fn pauses_of(function: &Function, known: &Snapshot, pauses: &Pauses) -> (Option<Value>, Vec<String>) {
+    let marked = known.paused_by(function).map(operate::mark_json);
     let own = pauses.active.get(work_family(&function.slug, function.id).as_str()).map(|(until, pause)| {
         json!({ "expiresAt": iso(*until), "reason": pause.as_ref().map(|pause| pause.reason.clone()) })
     });
     let events = function.triggers.iter().filter_map(|trigger| trigger.event.clone());
-    (own, events.filter(|event| pauses.active.contains_key(event)).collect())
+    (marked.or(own), events.filter(|event| pauses.active.contains_key(event)).collect())
 }
 
 fn shown(
@@ -261,7 +288,7 @@ fn shown(
     latest: &HashMap<String, Run>,
     warnings: &[Warning],
 ) -> Value {
-    let (paused, held) = pauses_of(function, pauses);
+    let (paused, held) = pauses_of(function, known, pauses);
     let last = latest.get(&function.slug);
     json!({
         "id": function.slug,
@@ -295,10 +322,13 @@ fn row(
         let condition = trigger.expression.as_ref().map(|text| format!(" if {text}")).unwrap_or_default();
         text.unwrap_or_default() + &condition
     });
-    let (paused, held) = pauses_of(function, pauses);
+    let (paused, held) = pauses_of(function, known, pauses);
     let mut marks: Vec<String> = Vec::new();
-    if let Some(until) = paused.as_ref().and_then(|pause| pause["expiresAt"].as_str()) {
-        marks.push(format!("paused until {until}"));
+    if let Some(pause) = &paused {
+        marks.push(match pause["expiresAt"].as_str() {
+            Some(until) => format!("paused until {until}"),
+            None => format!("paused: {}", pause["reason"].as_str().unwrap_or_default()),
+        });
     }
     marks.extend(held.iter().map(|event| format!("{event} is paused")));
     if !warnings.is_empty() {

@@ -8,11 +8,13 @@ pub mod events;
 mod follow;
 pub mod inngest;
 pub mod list;
+mod operate;
 pub mod refresh;
 pub mod run;
 mod run_change;
 pub mod runs;
 pub mod send;
+mod show;
 mod trace;
 
 use std::collections::HashMap;
@@ -198,7 +200,7 @@ async fn runs_of(
                 ..Default::default()
             };
             let again = runs.list(&filter).await?.runs;
-            found.extend(again.into_iter().filter(|run| run.cause == "rerun"));
+            found.extend(again.into_iter().filter(|run| matches!(run.cause.as_str(), "rerun" | "replay")));
         }
     }
     let mut by_event: HashMap<String, Vec<Run>> = HashMap::new();

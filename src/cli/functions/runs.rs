@@ -10,7 +10,9 @@ use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::queue::since::{Since, iso};
 use super::super::queue::{bus, redis_of};
 use super::super::render::Human;
-use super::{badge, duration_ms, function_named, millis, name_of, no_function, run_action, run_json, snapshot, when};
+use super::{
+    badge, duration_ms, function_named, millis, name_of, no_function, operate, run_action, run_json, snapshot, when,
+};
 use crate::functions::registry::Snapshot;
 use crate::functions::store::{Filter, Run, Runs, Signs, Status};
 
@@ -26,7 +28,10 @@ const ID_SHORT: usize = 12;
 #[command(after_help = "Examples:\n  joelclaw runs\n  joelclaw runs --status failed --hours 72\n  \
                         joelclaw runs --function shop-charge --status running,queued --count 50\n  \
                         joelclaw runs --since 15m --ndjson")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// How many at most
     #[arg(long, short = 'n', visible_alias = "limit", default_value_t = 10,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -46,6 +51,15 @@ pub struct Args {
     /// Short rows
     #[arg(long)]
     compact: bool,
+}
+
+/// What is done with many runs.
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// Cancel many runs
+    Cancel(operate::CancelArgs),
+    /// Run many runs once more
+    Rerun(operate::RerunArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +84,14 @@ impl FromStr for Wanted {
 
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+    match &args.command {
+        None => show(args, context).await,
+        Some(Command::Cancel(args)) => operate::cancel(args, context).await,
+        Some(Command::Rerun(args)) => operate::rerun(args, context).await,
+    }
+}
+
+async fn show(args: &Args, context: &Context) -> Result<Report, Failure> {
     let since = Since::of(args.since.as_deref())?.unwrap_or(Since::Ago(args.hours * 3_600_000));
     let bus = bus(context)?;
     let (known, now) = (snapshot(&bus).await?, bus.now_ms().await?);

@@ -369,7 +369,7 @@ mod tests {
                 for service in [Service::Up, Service::Worker, Service::Drainer, Service::ContentSyncWatcher] {
                     let site = site(platform, domain);
                     for file in files(service, &site).into_iter().filter(|file| file.is_unit) {
-                        for template in ["OPERATOR", "/usr/local/bin", "com.joelclaw"] {
+                        for template in ["OPERATOR", "/usr/local/bin/joelclaw", "com.joelclaw"] {
                             assert!(!file.text.contains(template), "{}\n{}", file.path.display(), file.text);
                         }
                     }

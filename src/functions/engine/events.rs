@@ -28,7 +28,7 @@ use crate::streams::redis::Error as RedisError;
 const REPLAY_MAX: usize = 1_000;
 
 /// How often a run tries to take a singleton from the run that holds it.
-const SINGLETON_TRIES: usize = 5;
+pub(super) const SINGLETON_TRIES: usize = 5;
 
 /// Hands events to the engine.
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ impl Engine {
     }
 
     /// Whether one of the triggers that name the event holds for it.
-    async fn is_triggered(&self, function: &Function, name: &str, event: &Value) -> bool {
+    pub(super) async fn is_triggered(&self, function: &Function, name: &str, event: &Value) -> bool {
         let patterns: Vec<_> = super::super::registry::patterns(name).collect();
         for trigger in &function.triggers {
             let Some(pattern) = &trigger.event else { continue };
@@ -390,34 +390,7 @@ impl Engine {
     /// Runs the function of an ended or running run once more, for the same event.
     pub async fn rerun(&self, run: &str) -> Result<String, Error> {
         let old = self.runs().run(run).await?.ok_or_else(|| Error::NoRun(run.to_owned()))?;
-        let snapshot = self.registry().current();
-        let function = snapshot
-            .function(&old.function)
-            .filter(|function| snapshot.is_served(&function.slug))
-            .ok_or_else(|| Error::NoFunction(old.function.clone()))?;
-        let lane: Option<Lane> = old.lane.parse().ok();
-        let events: Vec<String> = old.event_list().iter().map(|event| event.get().to_owned()).collect();
-        let first: Value = events.first().and_then(|event| serde_json::from_str(event).ok()).unwrap_or_default();
-        let bounds =
-            self.bounds(function, &first, Stages::Direct).map_err(|_| Error::NoFunction(old.function.clone()))?;
-        let new = NewRun {
-            id: ids::fresh(),
-            function: function.slug.clone(),
-            function_id: function.id,
-            app: function.app.clone(),
-            lane: work_lane(&function.slug, function.id, lane.map_or_else(Priority::default, |lane| lane.priority)),
-            events,
-            event_ids: old.event_ids.clone(),
-            correlation: None,
-            cause: "rerun",
-            at: None,
-            start_timeout_ms: function.start_timeout_ms,
-            finish_timeout_ms: function.finish_timeout_ms,
-            cancels: Vec::new(),
-            bounds,
-        };
-        self.runs().start(std::slice::from_ref(&new)).await?;
-        Ok(new.id)
+        Ok(self.rerun_once(&old, &ids::fresh()).await?.0)
     }
 
     /// Asks for a function as an invoke does, for nobody in particular. The event's id.

@@ -1,4 +1,4 @@
-//! Functions whose family is paused: what waits for them gives up its slots, so that nobody else waits with it.
+//! Functions that are paused, by a mark of theirs or by their family's pause: what waits for them gives up its slots, so that nobody else waits with it.
 //!
 //! New calls of a paused function stand in a line of their own from the start (`limits.lua`); here are those that had a
 //! slot already when the pause came, and the end of the pause.
@@ -14,13 +14,9 @@ impl Engine {
     pub(super) async fn tend_holds(&self, paused: &mut HashSet<String>) -> Result<(), Error> {
         let snapshot = self.registry().current();
         let pauses = self.runs().bus().pauses().await?;
-        let now: HashSet<String> = pauses
-            .active
-            .keys()
-            .filter_map(|family| family.strip_prefix(WORK))
-            .filter_map(|name| snapshot.function(name))
-            .map(|function| function.slug.clone())
-            .collect();
+        let by_family = pauses.active.keys().filter_map(|family| snapshot.function(family.strip_prefix(WORK)?));
+        let by_mark = snapshot.functions.values().filter(|function| snapshot.paused_by(function).is_some());
+        let now: HashSet<String> = by_family.chain(by_mark).map(|function| function.slug.clone()).collect();
         let held = self.runs().held().await?;
         let over = held.iter().filter(|slug| !now.contains(*slug));
         for slug in now.difference(paused).chain(over) {
@@ -37,7 +33,7 @@ impl Engine {
             };
             let groups: Vec<String> =
                 self.runs().groups().await?.into_iter().filter(is_its).map(|group| group.group).collect();
-            self.runs().hold(slug, &work_family(slug, function.id), &groups).await?;
+            self.runs().hold(slug, &function.app, &work_family(slug, function.id), &groups).await?;
         }
         *paused = now;
         Ok(())

@@ -12,6 +12,7 @@
 //! | [`finish`] | the end of a run and the events that tell of it |
 //! | [`ticks`] | cron |
 //! | [`holds`] | functions whose family is paused |
+//! | [`operations`] | what operators do to many runs and events at once |
 //! | [`timers`] | sleeps, timeouts, retries that are due |
 //! | [`upkeep`] | runs that nothing would bring on; old indexes |
 //! | [`sync`] | asks every app what it serves, repairs the registry |
@@ -28,6 +29,7 @@ mod events;
 mod finish;
 mod gateway;
 mod holds;
+pub mod operations;
 pub mod ops;
 mod overhead;
 pub mod sync;

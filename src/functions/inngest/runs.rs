@@ -9,10 +9,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::engine::operations::Selection;
 use super::super::engine::{self, call::steps_object};
-use super::super::expr::{Expr, Scope};
+use super::super::expr::Expr;
 use super::super::ids;
-use super::super::store::{Filter, Run, Status};
+use super::super::store::{Run, Status};
 use super::{Facade, Problem, enveloped, raw, read_body, read_time};
 
 use crate::moment::iso;
@@ -28,7 +29,8 @@ pub(super) fn routes() -> Router<Facade> {
         .route("/v0/runs/{id}", axum::routing::delete(cancel_v0))
         .route("/v0/runs/{id}/actions", get(actions))
         .route("/v0/runs/{id}/batch", get(batch))
-        .route("/v1/cancellations", post(cancel_many))
+        .route("/v1/cancellations", post(cancel_many).get(cancellations))
+        .route("/v1/cancellations/{id}", axum::routing::delete(forget_cancellation))
         .route("/v1/apps/{name}/functions", get(functions))
 }
 
@@ -161,24 +163,16 @@ async fn cancel_many(State(facade): State<Facade>, body: Bytes) -> Result<Respon
         Some(text) => Some(Expr::parse(text).map_err(|error| Problem::bad(format!("if: `{text}`: {error}")))?),
         None => None,
     };
-    let filter = Filter {
-        functions: vec![function.slug.clone()],
+    let selection = Selection {
+        function: function.slug.clone(),
         status: vec![Status::Queued, Status::Running],
         since_ms: bulk.started_after.as_deref().map(|text| read_time("started_after", text)).transpose()?,
         until_ms: Some(read_time("started_before", &bulk.started_before)?),
+        condition,
         limit: BULK_MAX,
-        ..Filter::default()
     };
     let mut cancelled = 0;
-    for run in facade.engine().runs().list(&filter).await?.runs {
-        if let Some(condition) = &condition {
-            let events: Vec<Value> = serde_json::from_str(&run.events).unwrap_or_default();
-            let scope =
-                Scope { event: events.first(), async_event: None, now_ms: chrono::Utc::now().timestamp_millis() };
-            if !condition.matches(&scope).unwrap_or(false) {
-                continue;
-            }
-        }
+    for run in facade.engine().select(&selection).await? {
         match facade.engine().cancel(&run.id, "cancelled in bulk").await {
             Ok(_) => cancelled += 1,
             Err(engine::Error::Ended | engine::Error::NoRun(_)) => {}
@@ -194,5 +188,21 @@ async fn cancel_many(State(facade): State<Facade>, body: Bytes) -> Result<Respon
         "if": bulk.condition,
         "cancelled": cancelled,
     });
+    let id = data["id"].as_str().unwrap_or_default();
+    facade.engine().runs().keep_cancellation(id, &data.to_string()).await?;
     Ok((StatusCode::CREATED, enveloped(data)).into_response())
+}
+
+/// The bulk cancellations that were asked for, the newest first.
+async fn cancellations(State(facade): State<Facade>) -> Result<axum::Json<Value>, Problem> {
+    let stored = facade.engine().runs().cancellations().await?;
+    Ok(enveloped(stored.into_iter().map(|(_, text)| raw(&text)).collect()))
+}
+
+/// Forgets one; what it cancelled stays so.
+async fn forget_cancellation(State(facade): State<Facade>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+    match facade.engine().runs().forget_cancellation(&id).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::missing(format!("there is no cancellation {id}"))),
+    }
 }

@@ -5,6 +5,7 @@
 //! | `:fn:apps` | hash | app name → [`AppRecord`] as JSON |
 //! | `:fn:functions` | hash | slug → [`Function`] as JSON |
 //! | `:fn:archived` | hash | slug of a function that its app no longer serves → since when, ms |
+//! | `:fn:paused` | hash | `fn:<slug>`, `app:<name>` → who paused it and why, as JSON |
 //! | `:fn:waited` | hash | event names that runs wait for → since when, ms |
 //! | `:fn:rev` | string | rises with every change of these |
 //!

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::definition::Function;
 use super::store::AppRecord;
+use crate::functions::store::Mark;
 
 /// Names that belong to the engine: always routed to it.
 pub const INTERNAL: &str = "inngest/";
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub archived: HashSet<String>,
     /// Event names that runs wait for.
     pub waited: HashSet<String>,
+    /// `fn:<slug>`, `app:<name>` → who paused it and why.
+    pub paused: HashMap<String, Mark>,
     by_id: HashMap<Uuid, String>,
     /// Exact names and patterns → slugs, in the order of the slugs.
     by_event: HashMap<String, Vec<Arc<Function>>>,
@@ -39,6 +42,7 @@ impl Snapshot {
         functions: BTreeMap<String, Function>,
         archived: HashSet<String>,
         waited: HashSet<String>,
+        paused: HashMap<String, Mark>,
     ) -> Self {
         let functions: BTreeMap<String, Arc<Function>> =
             functions.into_iter().map(|(slug, function)| (slug, Arc::new(function))).collect();
@@ -57,7 +61,7 @@ impl Snapshot {
             }
         }
         let by_id = functions.iter().map(|(slug, function)| (function.id, slug.clone())).collect();
-        Self { revision, apps, functions, archived, waited, by_id, by_event, cancels }
+        Self { revision, apps, functions, archived, waited, paused, by_id, by_event, cancels }
     }
 
     /// Functions with a trigger that names this event, each once; conditions are not looked at.
@@ -88,6 +92,12 @@ impl Snapshot {
     pub fn function(&self, name: &str) -> Option<&Arc<Function>> {
         let by_id = Uuid::try_parse(name).ok().and_then(|id| self.by_id.get(&id));
         self.functions.get(by_id.map_or(name, String::as_str))
+    }
+
+    /// Who paused a function, itself or with its app.
+    #[must_use]
+    pub fn paused_by(&self, function: &Function) -> Option<&Mark> {
+        self.paused.get(&format!("fn:{}", function.slug)).or_else(|| self.paused.get(&format!("app:{}", function.app)))
     }
 
     /// Whether its app still serves it.

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::super::store::scripts;
+use super::super::store::{Mark, scripts};
 use super::definition::{App, Function, Registration};
 use super::snapshot::Snapshot;
 use crate::streams::bus::Bus;
@@ -105,7 +105,7 @@ impl Registry {
     pub async fn load(&self) -> Result<Snapshot, Error> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("GET").arg(self.key("rev"));
-        for name in ["apps", "functions", "archived", "waited", "health"] {
+        for name in ["apps", "functions", "archived", "waited", "health", "paused"] {
             pipeline.cmd("HGETALL").arg(self.key(name));
         }
         let mut values = self.bus.redis.pipeline(&pipeline).await?.into_iter();
@@ -115,7 +115,8 @@ impl Registry {
             redis::from_redis_value(value)
                 .map_err(|error| Error::Reply { command: "HGETALL", detail: error.to_string() })
         };
-        let (apps, functions, archived, waited, health) = (hash()?, hash()?, hash()?, hash()?, hash()?);
+        let (apps, functions, archived, waited, health, paused) =
+            (hash()?, hash()?, hash()?, hash()?, hash()?, hash()?);
         let mut read_apps: BTreeMap<String, AppRecord> = decode(apps);
         let health: BTreeMap<String, Health> = decode(health);
         for (name, found) in health {
@@ -129,6 +130,7 @@ impl Registry {
             decode::<Function>(functions),
             archived.into_keys().collect::<HashSet<_>>(),
             waited.into_keys().collect::<HashSet<_>>(),
+            paused.into_iter().filter_map(|(what, text)| Some((what, Mark::read(&text)?))).collect(),
         ))
     }
 

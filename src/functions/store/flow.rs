@@ -44,6 +44,26 @@ pub struct Group {
     pub waiting: u64,
 }
 
+/// Who paused a function or an app, when and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mark {
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// Since when, ms.
+    pub at_ms: u64,
+}
+
+impl Mark {
+    /// A stored mark; one that can't be read is a mark all the same.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| serde_json::from_str(text).unwrap_or_default())
+    }
+}
+
 #[derive(Deserialize)]
 struct Label {
     r#fn: String,
@@ -127,9 +147,9 @@ impl Runs {
         self.bus.redis.query(redis::cmd("SMEMBERS").arg(self.key("held"))).await
     }
 
-    /// Makes what waits for a function agree with its family's pause. How many calls were moved.
-    pub async fn hold(&self, function: &str, family: &Family, groups: &[String]) -> Result<u64, Error> {
-        let call = self.call(&scripts::HOLD, &[]).arg(function).arg(family.as_str()).arg(groups.join("\n"));
+    /// Makes what waits for a function agree with its pause. How many calls were moved.
+    pub async fn hold(&self, function: &str, app: &str, family: &Family, groups: &[String]) -> Result<u64, Error> {
+        let call = self.call(&scripts::HOLD, &[]).arg(function).arg(family.as_str()).arg(groups.join("\n")).arg(app);
         self.bus.redis.run(call).await
     }
 
@@ -184,19 +204,16 @@ impl Runs {
         Ok(())
     }
 
-    /// Who paused functions and apps: `fn:<slug>`, `app:<name>` → JSON.
-    pub async fn paused(&self) -> Result<HashMap<String, String>, Error> {
-        self.bus.redis.query(redis::cmd("HGETALL").arg(self.key("paused"))).await
-    }
-
-    /// Marks a function (`fn:<slug>`) or an app (`app:<name>`) as paused, or takes the mark off. Whether that changed
-    /// anything.
-    pub async fn set_paused(&self, what: &str, why: Option<&str>) -> Result<bool, Error> {
-        let key = self.key("paused");
-        let changed: u64 = match why {
-            Some(why) => self.bus.redis.query(redis::cmd("HSET").arg(key).arg(what).arg(why)).await?,
-            None => self.bus.redis.query(redis::cmd("HDEL").arg(key).arg(what)).await?,
-        };
-        Ok(changed > 0)
+    /// Marks a function (`fn:<slug>`) or an app (`app:<name>`) as paused, or takes the mark off. The mark before.
+    pub async fn set_paused(&self, what: &str, why: Option<&Mark>) -> Result<Option<Mark>, Error> {
+        let action = if why.is_some() { "function.paused" } else { "function.resumed" };
+        let mut fact = Fact::new("functions", action).with("what", what);
+        if let Some(why) = why {
+            fact = fact.with("reason", why.reason.clone()).with("actor", why.actor.clone());
+        }
+        let text = why.map(|why| serde_json::to_string(why).unwrap_or_default()).unwrap_or_default();
+        let call = self.call(&scripts::MARK, &[Record::Fact(fact)]).arg(what).arg(text);
+        let before: String = self.bus.redis.run(call).await?;
+        Ok(Mark::read(&before))
     }
 }

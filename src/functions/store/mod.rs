@@ -20,6 +20,7 @@
 //! 3. A run that has not ended has a live work item, a timer or a wait; [`Runs::reconcile`] finds one that has not.
 
 mod advance;
+mod bulk;
 mod flow;
 pub mod history;
 mod list;
@@ -42,7 +43,7 @@ use crate::streams::records::{Fact, Record};
 use crate::streams::redis::{Error, ScriptCall};
 
 pub use advance::{Advance, Advanced, End, Guard};
-pub use flow::{Fired, Group};
+pub use flow::{Fired, Group, Mark};
 pub use list::{Filter, Moment, Page};
 pub use new_run::{Bounds, IntoBatch, IntoDebounce, NewRun, Rate, Scheduled, Single, SlotLimit, StartThrottle};
 pub use outlook::{Pending, Signs};

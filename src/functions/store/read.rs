@@ -185,11 +185,30 @@ pub struct Ending {
 impl Runs {
     /// One run.
     pub async fn run(&self, id: &str) -> Result<Option<Run>, Error> {
-        Ok(self.runs(&[id.to_owned()]).await?.pop())
+        Ok(self.exactly(&[id.to_owned()]).await?.pop())
     }
 
-    /// Those of these runs that exist.
+    /// Those of these runs that exist. A run that an event would have made, had it not gone into a batch, is the batch's.
     pub async fn runs(&self, ids: &[String]) -> Result<Vec<Run>, Error> {
+        let mut found = self.exactly(ids).await?;
+        if found.len() == ids.len() {
+            return Ok(found);
+        }
+        let missing: Vec<String> = ids
+            .iter()
+            .filter(|id| !found.iter().any(|run| run.id == **id))
+            .map(|id| self.key(&format!("alias:{id}")))
+            .collect();
+        let aliases: Vec<Option<String>> = self.bus.redis.query(redis::cmd("MGET").arg(missing)).await?;
+        let mut aliases: Vec<String> = aliases.into_iter().flatten().collect();
+        aliases.sort();
+        aliases.dedup();
+        aliases.retain(|id| !ids.contains(id));
+        found.extend(self.exactly(&aliases).await?);
+        Ok(found)
+    }
+
+    async fn exactly(&self, ids: &[String]) -> Result<Vec<Run>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }

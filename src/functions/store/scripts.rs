@@ -25,8 +25,10 @@ scripts! {
     ADVANCE = " flags=allow-oom" "lib.lua" "limits.lua" "advance.lua";
     /// Finds what will bring a run on, and repairs it where nothing will.
     RECONCILE = " flags=allow-oom" "lib.lua" "limits.lua" "reconcile.lua";
-    /// A function's family was paused or resumed.
+    /// A function was paused or resumed.
     HOLD = " flags=allow-oom" "lib.lua" "limits.lua" "hold.lua";
+    /// Marks a function or an app as paused.
+    MARK = " flags=allow-oom" "lib.lua" "mark.lua";
     /// Looks after one group of a limit.
     SWEEP = " flags=allow-oom" "lib.lua" "limits.lua" "sweep.lua";
     /// Replaces what one app serves.

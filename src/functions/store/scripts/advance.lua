@@ -32,7 +32,7 @@ local stack = F .. 'stack:' .. run
 local flags, keep_ms = ARGV[11], ARGV[14]
 local checkpoint = string.find(flags, 'k', 1, true)
 
-local row = redis.call('HMGET', hash, 'st', 'lane', 'rv', 'size', 'lim', 'sc')
+local row = redis.call('HMGET', hash, 'st', 'lane', 'rv', 'size', 'lim', 'sc', 'fn', 'app')
 local status, lane, version, size = row[1], row[2], tonumber(row[3] or '-1'), tonumber(row[4] or '0')
 local limits, place = row[5] and cjson.decode(row[5]) or {}, tonumber(row[6] or '0')
 if not status or (status ~= 'QUEUED' and status ~= 'RUNNING') then
@@ -234,7 +234,8 @@ if not ended then
   end
   -- The caller goes on with the first of them under its lane entry and its slots, unless the function is paused or
   -- somebody who comes before it waits for a slot.
-  local calls_again = #plans > 0 and entry ~= '' and not checkpoint and not is_paused(lane)
+  local calls_again = #plans > 0 and entry ~= '' and not checkpoint
+    and not is_paused(string.sub(lane, 1, -4), row[7], row[8])
     and pass_on(run, subject, plans[1], limits, place)
   if calls_again then
     next_thread, generation = table.remove(plans, 1), next_generation(live)

@@ -1,13 +1,13 @@
 --[[
-hold.lua: a function's family was paused or resumed: what waits for it gives up its slots, or is called again.
+hold.lua: a function was paused or resumed: what waits for it gives up its slots, or is called again.
 
-ARGV  3 function   4 lane prefix of its work items: the family   5 groups that its runs may hold a slot of, joined by
-      line feeds; '' looks at none
+ARGV  3 function   4 family of its work items   5 groups that its runs may hold a slot of, joined by line feeds; ''
+      looks at none   6 its app
 Returns how many threads were moved.
 Invariant: only threads whose call has not begun give up their slots; their lane entries bring nothing on any more.
 ]]
 local fn, family, moved = ARGV[3], ARGV[4], 0
-if redis.call('HEXISTS', T .. ':pauses', family) == 0 then
+if not is_paused(family, fn, ARGV[6]) then
   local before = redis.call('ZCARD', F .. 'line:held:' .. fn)
   call_line('held:' .. fn)
   for group in string.gmatch(ARGV[5], '[^\n]+') do call_line(group) end

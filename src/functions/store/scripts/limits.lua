@@ -4,7 +4,7 @@ limits.lua: who may call now. Stands behind lib.lua, before the scripts that sta
 After `<tag>:fn:`
   slots:<group>   set     `<run>|<thread>` (or `<run>`, of a limit that holds the run) that holds a slot
   line:<group>    zset    `<run>|<thread>` that waits -> its place, ms; lowest first
-  line:held:<fn>  zset    the same, of a function whose family is paused: it holds no slot of others meanwhile
+  line:held:<fn>  zset    the same, of a paused function: it holds no slot of others meanwhile
   held            set     functions with such a line
   tat:<group>     string  throttle: the theoretical arrival time of the next start, ms
   limits:<fn>     hash    scope and key of a limit -> slots, as registered now; a run's own number is that of its creation
@@ -17,15 +17,20 @@ local timers = F .. 'timers'
 
 -- What admission has to know of a run; nil for one without limits.
 local function bounds(run)
-  local row = redis.call('HMGET', F .. 'run:' .. run, 'lim', 'thr', 'sc', 'fn', 'lane')
+  local row = redis.call('HMGET', F .. 'run:' .. run, 'lim', 'thr', 'sc', 'fn', 'lane', 'app')
   if not row[1] and not row[2] then return nil end
   return {
     lim = row[1] and cjson.decode(row[1]) or {}, thr = row[2] and cjson.decode(row[2]) or nil,
-    sc = tonumber(row[3]), fn = row[4], lane = row[5],
+    sc = tonumber(row[3]), fn = row[4], lane = row[5], app = row[6],
   }
 end
 
-local function is_paused(lane) return redis.call('HEXISTS', T .. ':pauses', string.sub(lane, 1, -4)) == 1 end
+-- By its family's pause, or by a mark of the function or its app.
+local function is_paused(family, fn, app)
+  if redis.call('HEXISTS', T .. ':pauses', family) == 1 then return true end
+  local marks = redis.call('HMGET', F .. 'paused', 'fn:' .. fn, 'app:' .. app)
+  return (marks[1] or marks[2]) and true or false
+end
 
 local function slots_of(fn, limit)
   return tonumber(redis.call('HGET', F .. 'limits:' .. fn, limit.k) or limit.n)
@@ -54,7 +59,7 @@ end
 -- Gives a thread its slots and a lane entry, or a place in a line. Returns what its state holds as entry.
 local function admit(run, thread, b)
   local member = run .. '|' .. thread
-  if is_paused(b.lane) then
+  if is_paused(string.sub(b.lane, 1, -4), b.fn, b.app) then
     redis.call('SADD', F .. 'held', b.fn)
     return wait_in('held:' .. b.fn, member, b)
   end

@@ -18,6 +18,7 @@ After `<tag>:fn:`
   deb:<group>    hash    run (the map of the last event), ts, first: when the debounce began, ms
   batch:<group>  list    the maps of its events; the first is the run that it becomes
   bytes:<group>  string  their size
+  alias:<run>    string  the run of the batch that an event went into, by the run it would have made alone
   single:<group> string  the live run
 ]]
 local DAY_MS = 86400000
@@ -79,7 +80,7 @@ local function take(new)
   redis.call('PEXPIRE', key, DAY_MS)
 end
 
--- The map of the first event with the events of all.
+-- The map of the first event with the events of all. By the run that an event alone would have made, that of all is found.
 local function whole_batch(group)
   local whole
   for _, packed in ipairs(redis.call('LRANGE', F .. 'batch:' .. group, 0, -1)) do
@@ -87,6 +88,7 @@ local function whole_batch(group)
     if not whole then
       whole = one
     else
+      redis.call('SET', F .. 'alias:' .. one.id, whole.id, 'PX', one.keep)
       for n, event in ipairs(one.evs) do
         whole.evs[#whole.evs + 1], whole.eids[#whole.eids + 1] = event, one.eids[n]
       end
