@@ -66,6 +66,77 @@ export function functions({ sdk, define, major, set }) {
     });
     return made;
   }
+  if (set === "limits") {
+    // How many steps run at once, by whatever limits them; noted as each begins.
+    const live = new Map();
+    const work = ({ run, say }, keys, ms = 150, name = "work") =>
+      run(name, async () => {
+        const now = {};
+        for (const key of keys) live.set(key, (now[key] = (live.get(key) ?? 0) + 1));
+        say("live", now);
+        await pause(ms);
+        for (const key of keys) live.set(key, live.get(key) - 1);
+        return null;
+      });
+    const user = (ctx) => ctx.event.data.user;
+
+    fn("plain", { concurrency: 2 }, (ctx) => work(ctx, ["plain"]));
+    fn("keyed", { concurrency: [{ limit: 1, key: "event.data.user" }] }, (ctx) => work(ctx, [`keyed/${user(ctx)}`]));
+    for (const name of ["a", "b"]) {
+      const account = (key) => ({ concurrency: [{ limit: 1, scope: "account", key }] });
+      fn(`shared-${name}`, account('"api"'), (ctx) => work(ctx, ["api"]));
+      fn(`odd-${name}`, account("granola-mcp"), (ctx) => work(ctx, ["odd"]));
+    }
+    fn("both", { concurrency: [{ limit: 2 }, { limit: 1, key: "event.data.user" }] }, (ctx) =>
+      work(ctx, ["both", `both/${user(ctx)}`]),
+    );
+    fn("older", { concurrency: 1 }, async (ctx) => {
+      await work(ctx, ["older"], 50, "one");
+      await work(ctx, ["older"], 50, "two");
+    });
+    fn("throttled", { throttle: { limit: 2, period: "4s" } }, async () => null);
+    fn("limited", { rateLimit: { limit: 10, period: "1m", key: "event.data.user" } }, async () => null);
+    fn("once", { idempotency: "event.data.id" }, async () => null);
+    fn("debounced", { debounce: { period: "2s", key: "event.data.user" } }, async ({ event }) => event.data.n);
+    fn("batched", { batchEvents: { maxSize: 3, timeout: "2s", key: "event.data.user" } }, async ({ events }) =>
+      events.map((event) => event.data.n),
+    );
+    fn("first", { concurrency: 1, priority: { run: "event.data.p" } }, (ctx) => work(ctx, ["first"], 300));
+    fn("skipping", { singleton: { key: "event.data.user", mode: "skip" } }, async ({ run }) => {
+      await run("wait", () => pass("singleton"));
+      return "done";
+    });
+    fn("newest", { singleton: { mode: "cancel" } }, async ({ step, event }) => {
+      await step.sleep("nap", event.data.nap);
+      return event.data.n;
+    });
+    fn("twice", { retries: 1 }, async ({ run }) => {
+      await run("fails", () => {
+        throw new Error("always");
+      });
+    });
+    fn("asks", {}, async ({ step, event }) => {
+      const child = referenceFunction({ appId: app, functionId: event.data.child });
+      try {
+        return { got: await step.invoke("ask", { function: child, data: event.data.with ?? {}, timeout: "20s" }) };
+      } catch (error) {
+        return { error: error.message };
+      }
+    });
+    fn("slow", { concurrency: { limit: 2 }, retries: 10 }, async (ctx) => {
+      await work(ctx, ["slow"], 400, "one");
+      await work(ctx, ["slow"], 400, "two");
+    });
+    fn("quiet", { debounce: { period: "3s" }, retries: 10 }, async ({ event }) => event.data.n);
+    fn("gathered", { batchEvents: { maxSize: 5, timeout: "4s" }, retries: 10 }, async ({ events }) =>
+      events.map((event) => event.data.n),
+    );
+    fn("every-minute", { triggers: [{ cron: "* * * * *" }] }, async ({ event, run }) => {
+      await run("ticked", () => null);
+      return event.data.scheduledAt;
+    });
+    return made;
+  }
   if (set === "invalid") {
     fn("broken-if", { triggers: [{ event: "conf/broken", if: "event.data.x ==" }] }, async () => null);
     return made;
