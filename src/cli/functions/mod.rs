@@ -29,7 +29,6 @@ use super::queue::functions as snapshot;
 use super::render;
 use crate::diagnose::Exit;
 use crate::functions::engine::{self, Engine};
-use crate::functions::ids;
 use crate::functions::registry::{Registry, Snapshot};
 use crate::functions::store::{Run, Runs, Status};
 use crate::moment::iso;
@@ -39,8 +38,6 @@ use crate::streams::bus::Bus;
 
 /// Longest output that is shown whole, bytes of JSON.
 const OUTPUT_SHOWN: usize = 4 << 10;
-/// Reruns of one function looked at.
-const RERUNS: usize = 200;
 
 /// An engine that acts once: nothing of it runs on its own.
 async fn engine(bus: &Bus, context: &Context) -> Result<Engine, Failure> {
@@ -174,48 +171,15 @@ fn run_action(id: &str, description: impl Into<String>) -> NextAction {
     NextAction::new("run <run-id>", description).param("run-id", Param::new().value(id).required())
 }
 
-/// The runs that these events started, by the events' public ids, oldest first. Ids of runs follow from event and
-/// function, so nothing has to be searched; only reruns are.
+/// The runs that these events started, by the events' public ids, oldest first.
 async fn runs_of(
     runs: &Runs,
     known: &Snapshot,
     events: &[String],
     with_reruns: bool,
 ) -> Result<HashMap<String, Vec<Run>>, Failure> {
-    let ids: Vec<String> = events
-        .iter()
-        .flat_map(|event| known.functions.values().map(|function| ids::run_id(function.id, event, "")))
-        .collect();
-    let mut found = runs.many(&ids).await?;
-    if with_reruns {
-        let mut seen: Vec<String> = found.iter().map(|run| run.function.clone()).collect();
-        seen.dedup();
-        let since = found.iter().map(|run| run.queued_ms).min();
-        for function in seen {
-            let filter = crate::functions::store::Filter {
-                functions: vec![function],
-                since_ms: since,
-                limit: RERUNS,
-                oldest_first: true,
-                ..Default::default()
-            };
-            let again = runs.list(&filter).await?.runs;
-            found.extend(again.into_iter().filter(|run| matches!(run.cause.as_str(), "rerun" | "replay")));
-        }
-    }
-    let mut by_event: HashMap<String, Vec<Run>> = HashMap::new();
-    for run in found {
-        for event in &run.event_ids {
-            let list = by_event.entry(event.clone()).or_default();
-            if events.contains(event) && !list.iter().any(|known| known.id == run.id) {
-                list.push(run.clone());
-            }
-        }
-    }
-    for list in by_event.values_mut() {
-        list.sort_by_key(|run| run.queued_ms);
-    }
-    Ok(by_event)
+    let functions: Vec<uuid::Uuid> = known.functions.values().map(|function| function.id).collect();
+    Ok(runs.of_events(&functions, events, with_reruns).await?)
 }
 
 /// A mark that is seen before the word is read.

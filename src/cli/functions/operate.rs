@@ -210,7 +210,9 @@ pub async fn cancel(args: &CancelArgs, context: &Context) -> Result<Report, Fail
 pub async fn rerun(args: &RerunArgs, context: &Context) -> Result<Report, Failure> {
     only(&args.status, &[Status::Failed, Status::Cancelled, Status::Skipped, Status::Completed])?;
     let (engine, selection) = prepare(&args.select, &args.status, context).await?;
-    let runs = engine.select(&selection).await.map_err(engine_failure)?;
+    let mut runs = engine.select(&selection).await.map_err(engine_failure)?;
+    // What a rerun became is not rerun in turn: the first run is, in another round.
+    runs.retain(|run| run.cause != "rerun");
     let mut done = Done::new(runs.iter().map(|run| run.id.clone()).collect());
     if args.select.apply {
         let progress = progress(context, runs.len());

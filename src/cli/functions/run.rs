@@ -381,7 +381,8 @@ async fn wait(bus: &Bus, run: &Run, trace: &Trace, pending: &Pending, now: u64) 
 /// What a line is for: the limit, throttle or pause that holds back who stands in it.
 async fn held_by(bus: &Bus, run: &Run, line: &str) -> Result<(&'static str, String), Failure> {
     if line.starts_with("held:") {
-        return Ok(("pause", format!("function {} is paused", run.function)));
+        let sentence = paused(bus, run).await?.map(|(sentence, _)| sentence);
+        return Ok(("paused", sentence.unwrap_or_else(|| format!("function {} is paused", run.function))));
     }
     let group = Runs::new(bus.clone()).group(line).await?;
     let Some(group) = group else { return Ok(("limit", "a limit holds it back".to_owned())) };
@@ -391,6 +392,21 @@ async fn held_by(bus: &Bus, run: &Run, line: &str) -> Result<(&'static str, Stri
         false if group.held == 1 => ("limit", format!("the slot of {}{value} is taken", group.key)),
         false => ("limit", format!("the {} slots of {}{value} are taken", group.held, group.key)),
     })
+}
+
+/// Who paused the run's function, itself or with its app, and what ends that.
+async fn paused(bus: &Bus, run: &Run) -> Result<Option<(String, String)>, Failure> {
+    let known = snapshot(bus).await?;
+    let mark = known.functions.get(&run.function).and_then(|function| known.paused_by(function));
+    Ok(mark.map(|mark| {
+        let name = if known.paused.contains_key(&format!("app:{}", run.app)) {
+            format!("--app {}", run.app)
+        } else {
+            run.function.clone()
+        };
+        let sentence = format!("the function is paused by {}: {}", mark.actor, mark.reason);
+        (sentence, format!("joelclaw functions resume {name}"))
+    }))
 }
 
 /// What holds a queued call, as for any entry of a lane.
@@ -406,6 +422,11 @@ async fn queued(
     let routing = |_: &Family| Routing { is_routed: true, is_ordered: false };
     let family = lane.family.clone();
     let hold = bus.why(&Place::Entry(lane, id), &routing).await?;
+    if !matches!(hold, crate::streams::look::Hold::Leased { .. })
+        && let Some((sentence, command)) = paused(bus, run).await?
+    {
+        return Ok(("paused", sentence, Some(command)));
+    }
     let explained = explain(&hold, Some(&family), now);
     let kind = match hold {
         crate::streams::look::Hold::Leased { .. } => "running",

@@ -106,17 +106,15 @@ pub async fn runs_of(facade: &Facade, public_id: &str) -> Result<Vec<Run>, Probl
     Ok(started_by(facade.engine().runs(), &registry, public_id).await?)
 }
 
-/// The runs that an event started, oldest first. Their ids follow from event and function, so nothing has to be indexed.
+/// The runs that an event started, and what repeats them, oldest first.
 pub async fn started_by(
     runs: &Runs,
     registry: &Snapshot,
     public_id: &str,
 ) -> Result<Vec<Run>, crate::streams::redis::Error> {
-    let ids: Vec<String> =
-        registry.functions.values().map(|function| ids::run_id(function.id, public_id, "")).collect();
-    let mut found = runs.runs(&ids).await?;
-    found.sort_by_key(|run| run.queued_ms);
-    Ok(found)
+    let functions: Vec<uuid::Uuid> = registry.functions.values().map(|function| function.id).collect();
+    let mut found = runs.of_events(&functions, &[public_id.to_owned()], true).await?;
+    Ok(found.remove(public_id).unwrap_or_default())
 }
 
 #[derive(Debug, Deserialize)]

@@ -25,6 +25,7 @@ mod flow;
 pub mod history;
 mod list;
 mod new_run;
+mod of_events;
 mod outlook;
 mod read;
 pub mod scripts;

@@ -18,6 +18,7 @@ After `<tag>:fn:`
   deb:<group>    hash    run (the map of the last event), ts, first: when the debounce began, ms
   batch:<group>  list    the maps of its events; the first is the run that it becomes
   bytes:<group>  string  their size
+  again:<event>  set     runs that repeat what the event started
   alias:<run>    string  the run of the batch that an event went into, by the run it would have made alone
   single:<group> string  the live run
 ]]
@@ -30,6 +31,12 @@ local function record(new, status)
   redis.call('ZADD', F .. 'runs', now, new.id)
   redis.call('ZADD', F .. 'runs:fn:' .. new.fn, now, new.id)
   index(new.id, nil, status)
+  if new.cause == 'rerun' or new.cause == 'replay' then
+    for _, event in ipairs(new.eids) do
+      redis.call('SADD', F .. 'again:' .. event, new.id)
+      redis.call('PEXPIRE', F .. 'again:' .. event, new.keep)
+    end
+  end
 end
 
 local function skip(new, why, by)
