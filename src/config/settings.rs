@@ -192,5 +192,11 @@ settings! {
         emit_url: Option<String> = optional(http_url()), "OTEL_EMIT_URL", default "", environment_first;
         /// Sent to that sink as `x-otel-emit-token`.
         emit_token: Option<SecretString> = optional(secret()), "OTEL_EMIT_TOKEN", default "", environment_first;
+        /// Off: the journal is still written, but nothing reads it: no percentiles ahead of time, no sinks, no metrics of the queue.
+        is_enabled: bool = flag(), "OTEL_EVENTS_ENABLED", default "true";
+        /// How long the histograms of one minute stay. Below QUEUE_JOURNAL_RETAIN, older windows are told from less.
+        minute_retention: Duration = span(), "OTEL_HDR_MINUTE_RETENTION", default "7d";
+        /// Bytes of the journal above which retention no longer waits for a sink that stands still.
+        trim_force_bytes: u64 = bytes(1 << 20..=1 << 50), "OTEL_TRIM_FORCE_BYTES", default "1GiB";
     }
 }

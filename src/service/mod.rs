@@ -7,6 +7,7 @@ mod note;
 mod redis;
 mod reload;
 pub mod routes;
+mod telemetry;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -156,6 +157,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         Ok(())
     });
 
+    // Until functions record through it, nobody does.
+    let _recorder = telemetry::start(config, &bus, &stop, &mut tasks);
     let is_inngest_served = inngest.is_some();
     let functions = Functions::new(bus.separate());
     if let Err(error) = functions.refresh().await {
@@ -371,6 +374,7 @@ fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
             count: config.queue.retain_count,
             bytes: config.queue.retain_bytes,
             journal: config.queue.journal_retain,
+            journal_force_bytes: config.telemetry.trim_force_bytes,
         },
         unsafe_eviction: options.unsafe_eviction,
     }
