@@ -208,6 +208,11 @@ const CODES: &[Code] = &[
         "Look at the dry run again, then use its planHash.",
     ),
     code(
+        "QUEUE_STATS_FAILED",
+        "The figures of the queue can't be read.",
+        "Check Redis with `joelclaw config`; then try again.",
+    ),
+    code(
         "QUEUE_UNDO_EXPIRED",
         "The batch is unknown, was undone before, or its time is over.",
         "See what it acknowledged with `joelclaw queue tail --since 1h`.",

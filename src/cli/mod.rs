@@ -13,6 +13,7 @@ pub mod config;
 pub mod explain;
 pub mod functions;
 mod interrupt;
+pub mod jobs;
 pub mod output;
 pub mod queue;
 pub mod render;
@@ -104,6 +105,8 @@ pub enum Configured {
     Queue(Box<queue::Args>),
     /// Count what became of every accepted event: lost must be 0
     Verify(verify::Args),
+    /// Whether everything that runs jobs is healthy
+    Jobs(jobs::Args),
     /// Send an event to functions, and follow the runs that it starts
     Send(functions::send::Args),
     /// The functions that apps serve: triggers, flow control, last run, what is wrong
@@ -170,6 +173,7 @@ impl Configured {
             Self::Config(args) => config::run(args, context),
             Self::Queue(args) => return queue::run(args, context).await,
             Self::Verify(args) => verify::run(args, context).await,
+            Self::Jobs(args) => jobs::run(args, context).await,
             Self::Send(args) => return functions::send::run(args, context).await,
             Self::Functions(args) => functions::list::run(args, context).await,
             Self::Runs(args) => functions::runs::run(args, context).await,

@@ -199,4 +199,12 @@ settings! {
         /// Bytes of the journal above which retention no longer waits for a sink that stands still.
         trim_force_bytes: u64 = bytes(1 << 20..=1 << 50), "OTEL_TRIM_FORCE_BYTES", default "1GiB";
     }
+
+    /// Runtimes beside this one that `joelclaw jobs status` looks at. Unset: not looked at.
+    pub struct RuntimesConfig in "runtimes" {
+        /// The admin address of a Restate server.
+        restate_admin_url: Option<String> = optional(http_url()), "RESTATE_ADMIN_URL", default "", environment_first;
+        /// The address of a Dkron server.
+        dkron_url: Option<String> = optional(http_url()), "DKRON_URL", default "", environment_first;
+    }
 }

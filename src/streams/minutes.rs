@@ -15,13 +15,14 @@ use super::entry_id::EntryId;
 use super::readers::MinuteWrite;
 use super::redis::Error;
 use super::rows::convert;
-use super::scripts;
 
 /// The fields of one minute hash.
 pub type Fields = Vec<(String, Vec<u8>)>;
 
 /// Hashes read per round trip.
 const CHUNK: usize = 256;
+/// Readings of one minute at most, while it is being written.
+const ATTEMPTS: usize = 50;
 
 impl Bus {
     /// Writes fields of one minute that no projection owns.
@@ -52,17 +53,34 @@ impl Bus {
         Ok(all)
     }
 
-    /// Reads minute hashes together with the cursor of the projection that writes them.
-    pub async fn read_open_minute(&self, reader: &str, keys: &[String]) -> Result<(EntryId, Vec<Fields>), Error> {
-        let mut call = Self::call(&scripts::MINUTE).key(self.keys.cursors()).arg(reader);
+    /// Reads minute hashes together with the cursor and the state of the projection that writes them, all of one moment.
+    ///
+    /// Not a script: whoever may only read may read this.
+    pub async fn read_open_minute(
+        &self,
+        reader: &'static str,
+        keys: &[String],
+    ) -> Result<(EntryId, String, Vec<Fields>), Error> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("HGET").arg(self.keys.cursors()).arg(reader);
+        pipeline.cmd("GET").arg(self.keys.reader_state(reader));
         for key in keys {
-            call.push_key(key.clone());
+            pipeline.cmd("HGETALL").arg(key);
         }
-        let reply: Vec<Value> = self.redis.run(call).await?;
-        let mut reply = reply.into_iter();
-        let cursor: String = convert(reply.next().unwrap_or(Value::Nil), "minute.lua")?;
-        let cursor = cursor.parse().map_err(|_| Error::Reply { command: "minute.lua", detail: "no cursor".into() })?;
-        let fields = reply.map(|row| convert(row, "minute.lua")).collect::<Result<_, _>>()?;
-        Ok((cursor, fields))
+        pipeline.cmd("HGET").arg(self.keys.cursors()).arg(reader);
+        for _ in 0..ATTEMPTS {
+            let mut reply = self.redis.pipeline(&pipeline).await?.into_iter();
+            let mut next = || reply.next().unwrap_or(Value::Nil);
+            let before: Option<String> = convert(next(), "HGET")?;
+            let state: Option<String> = convert(next(), "GET")?;
+            let fields = keys.iter().map(|_| convert(next(), "HGETALL")).collect::<Result<_, _>>()?;
+            let after: Option<String> = convert(next(), "HGET")?;
+            // The cursor moves with every write, so what lies between two equal cursors is of one moment.
+            if before == after {
+                let cursor = before.as_deref().and_then(|row| row.split(',').next()?.parse().ok()).unwrap_or_default();
+                return Ok((cursor, state.unwrap_or_default(), fields));
+            }
+        }
+        Err(Error::Reply { command: "HGETALL", detail: "the projection moved on at every reading".into() })
     }
 }

@@ -65,8 +65,6 @@ scripts! {
     REPAIR = "repair.lua";
     /// Moves the cursor of a reader of the journal, with what it made of it.
     PROJECT = "project.lua";
-    /// Reads one minute of a projection with its cursor.
-    MINUTE = "minute.lua";
     /// Removes old journal batches that every required reader has passed.
     TRIM_JOURNAL = "trim_journal.lua";
 }

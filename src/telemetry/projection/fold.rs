@@ -88,7 +88,18 @@ pub struct State {
     pub mismatches: VecDeque<Recent>,
     /// Triage that could not decide.
     pub fallbacks: VecDeque<Recent>,
+    /// Action → its last record, of the few actions that [`LAST`] names.
+    pub last: BTreeMap<String, Recent>,
 }
+
+/// Actions whose last record says how things stand.
+const LAST: [&str; 5] = [
+    "queue.observe.completed",
+    "queue.observe.fallback",
+    "queue.drainer.started",
+    "queue.drainer.stopped",
+    "queue.drainer.stalled",
+];
 
 impl State {
     /// Reads what [`State::encode`] wrote; what can't be read is begun anew.
@@ -314,6 +325,10 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
     table.count(format!("action|{}|{}", fact.component, fact.action), 1);
     if !fact.success {
         table.count(format!("failure|{}|", fact.component), 1);
+    }
+    if LAST.contains(&&*fact.action) && !state.is_past {
+        let of = recent(fact.error.as_deref().unwrap_or_default(), Some(Value::Object(fact.metadata.clone())));
+        state.last.insert(fact.action.to_string(), of);
     }
     match &*fact.action {
         "queue.dispatch.failed" => {

@@ -50,6 +50,12 @@ impl Window {
         self.sample(kind, filter).summary()
     }
 
+    /// Since when the projection knows anything, ms.
+    #[must_use]
+    pub fn known_since_ms(&self) -> u64 {
+        self.state.first_minute.unwrap_or_default() * 60_000
+    }
+
     /// The sum of counters `<what>|…` that `filter` wants; it is given the two parts after `<what>`.
     #[must_use]
     pub fn count(&self, what: &str, filter: impl Fn(&str, &str) -> bool) -> u64 {
@@ -88,8 +94,8 @@ impl Window {
 pub async fn window(bus: &Bus, from: EntryId) -> Result<Window, Error> {
     let mut all = Window { from, ..Window::default() };
     let stored = bus.readers().await?.get(NAME).map(|cursor| cursor.id).unwrap_or_default();
-    let state: Option<String> = bus.redis.query(redis::cmd("GET").arg(bus.keys.reader_state(NAME))).await?;
-    let state = state.map(|text| State::decode(&text)).unwrap_or_default();
+    let (_, state, _) = bus.read_open_minute(NAME, &[]).await?;
+    let mut state = State::decode(&state);
     let first_whole = minute_of(from.ms) + u64::from(!from.ms.is_multiple_of(60_000) || from.seq != 0);
     let mut tail = from;
     if minute_of(stored.ms) >= first_whole && stored >= from {
@@ -122,7 +128,8 @@ pub async fn window(bus: &Bus, from: EntryId) -> Result<Window, Error> {
             closed = open.max(closed);
             let wanted: Vec<_> = keys_of(open).collect();
             let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
-            let (cursor, fields) = bus.read_open_minute(NAME, &keys).await?;
+            let (cursor, newer, fields) = bus.read_open_minute(NAME, &keys).await?;
+            state = State::decode(&newer);
             if minute_of(cursor.ms) > open {
                 // It moved on while we read: that minute is closed now.
                 open = minute_of(cursor.ms);
