@@ -132,3 +132,108 @@ async fn jobs_status_has_an_answer_without_redis_and_looks_at_other_runtimes_onl
     let status = joelclaw.run(&["jobs", "status"]).await.assert_success().json();
     assert_eq!(status["result"]["overall"]["status"], "degraded", "another runtime degrades, and no more");
 }
+
+/// Every line of the archive, packed files included.
+fn archived(directory: &std::path::Path) -> Vec<Value> {
+    // A file may be packed, and so go, between the listing and the reading.
+    loop {
+        if let Some(lines) = try_archived(directory) {
+            return lines;
+        }
+    }
+}
+
+fn try_archived(directory: &std::path::Path) -> Option<Vec<Value>> {
+    let mut paths: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let mut text = String::new();
+    for path in &paths {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("jsonl") if !paths.contains(&path.with_extension("jsonl.gz")) => {
+                text.push_str(&std::fs::read_to_string(path).ok()?);
+            }
+            Some("gz") => {
+                let bytes = std::fs::read(path).ok()?;
+                std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut text).ok()?;
+            }
+            _ => {}
+        }
+    }
+    // The last line may be half written.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[tokio::test]
+async fn the_archive_and_the_figures_agree_across_two_drainers_and_a_kill() {
+    const EVENTS: usize = 1_000;
+    let mut story = Story::begin().await;
+    story.joelclaw = story.joelclaw.registry(ROUTES);
+    let archive = tempfile::tempdir().unwrap();
+    story.joelclaw.env_file_line("OTEL_JSONL_DIR", &archive.path().display().to_string());
+    story.joelclaw.env_file_line("OTEL_JSONL_MAX_BYTES", "65536");
+    let bulk =
+        |n: usize| (0..n).map(|n| format!("{{\"name\":\"test/good\",\"data\":{{\"n\":{n}}}}}\n")).collect::<String>();
+    let emit = async |n: usize| {
+        story.joelclaw.run_with_stdin(&["queue", "emit", "--bulk", "-"], bulk(n).as_bytes()).await.assert_success();
+    };
+    let mut one = story.joelclaw.spawn(&["drainer"]);
+    let two = story.joelclaw.spawn(&["drainer"]);
+    emit(EVENTS / 2).await;
+    eventually(Duration::from_secs(20), || async {
+        let n = archived(archive.path()).len();
+        if n > 0 { Ok(()) } else { Err(n) }
+    })
+    .await;
+    one.kill_9().await;
+    emit(EVENTS / 2).await;
+    let three = story.joelclaw.spawn(&["drainer"]);
+    // The lease of the one that was killed must end first.
+    for reader in ["stats", "jsonl"] {
+        let key = story.bus.keys.reader_lease(reader);
+        story.redis.cli(&["DEL", &key]).await;
+    }
+    reached(&story, "completed", EVENTS as u64).await;
+    let completed = |lines: &[Value]| lines.iter().filter(|line| line["action"] == "queue.dispatch.completed").count();
+    eventually(Duration::from_secs(30), || async {
+        let n = completed(&archived(archive.path()));
+        if n >= EVENTS { Ok(()) } else { Err(n) }
+    })
+    .await;
+    let lines = archived(archive.path());
+    let ids: std::collections::HashSet<&str> = lines.iter().map(|line| line["id"].as_str().unwrap()).collect();
+    assert_eq!((ids.len(), completed(&lines)), (lines.len(), EVENTS), "each record is there once");
+
+    let mut waits: Vec<f64> = lines
+        .iter()
+        .filter(|line| line["action"] == "queue.dispatch.started" && line["metadata"]["attempt"] == 1)
+        .map(|line| line["metadata"]["waitTimeMs"].as_f64().unwrap())
+        .collect();
+    waits.sort_by(f64::total_cmp);
+    let told = stats(&story, &["--since", "1h"]).await["queueLatencyMs"].clone();
+    assert_eq!(told["count"], waits.len());
+    for (name, q) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999)] {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        let right = waits[(waits.len() as f64 * q).ceil() as usize - 1];
+        let told = told[name].as_f64().unwrap();
+        assert!((told - right).abs() <= right * 0.001, "{name}: {told} instead of {right}");
+    }
+    drop((two, three));
+
+    let query = ["journal", "query", "--action", "queue.dispatch.*", "--family", "test/good", "--limit", "5"];
+    let found = envelope(&story.joelclaw.run(&query).await.assert_success())["result"].clone();
+    assert_eq!(found["events"].as_array().unwrap().len(), 5);
+    assert_eq!(found["facets"]["action"]["queue.dispatch.completed"], EVENTS);
+    let before = stats(&story, &["--since", "1h"]).await;
+    let replayed = envelope(&story.joelclaw.run(&["journal", "replay"]).await.assert_success());
+    assert!(replayed["result"]["to"].is_string());
+    let verdict = envelope(&story.joelclaw.run(&["journal", "verify"]).await.assert_success())["result"].clone();
+    assert_eq!((&verdict["ok"], &verdict["undecodable"], &verdict["problems"]), (&json!(true), &json!(0), &json!([])));
+    assert_eq!(verdict["readers"]["jsonl"]["required"], true);
+    let mut after = stats(&story, &["--since", "1h"]).await;
+    after["window"] = before["window"].clone();
+    after["source"] = before["source"].clone();
+    assert_eq!(before, after, "a replay changes no figure");
+    let ran = story.joelclaw.run(&["journal", "replay", "--sink", "otlp"]).await.assert_code(5);
+    assert_eq!(failure(&ran)["error"]["code"], "SINK_UNKNOWN");
+}

@@ -327,6 +327,11 @@ const CODES: &[Code] = &[
         "Make one with `echo signkey-prod-$(openssl rand -hex 32)`, and give it to the apps too.",
     ),
     code(
+        "SINK_UNKNOWN",
+        "No sink of this name has read the journal.",
+        "See which there are with `joelclaw journal verify`.",
+    ),
+    code(
         "TOO_LARGE",
         "The event is over QUEUE_MAX_EVENT_BYTES.",
         "Keep the payload elsewhere and emit a reference, or raise the limit (at most 3 MiB).",

@@ -29,8 +29,8 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, QueueConfig, RuntimesConfig,
-    ServerConfig, SystemConfig, TelemetryConfig, WebhookConfig,
+    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, OtlpProtocol, QueueConfig,
+    RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 

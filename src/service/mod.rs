@@ -157,8 +157,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         Ok(())
     });
 
-    // Until functions record through it, nobody does.
-    let _recorder = telemetry::start(config, &bus, &stop, &mut tasks);
+    let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
+    telemetry.serve(&stop, &mut tasks).await;
     let is_inngest_served = inngest.is_some();
     let functions = Functions::new(bus.separate());
     if let Err(error) = functions.refresh().await {
@@ -219,8 +219,10 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             gateway,
             event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
             facade: Some(Facade::new(engine.clone(), config.webhook.trusted_proxies.clone())),
-            readiness,
+            readiness: readiness.clone(),
+            metrics: Some(telemetry.metrics.clone()),
         };
+        telemetry.watch(readiness, &stop, &mut tasks);
         let router = server::router(parts);
         for listener in [Some(listener), sdk_port(config).await].into_iter().flatten() {
             let (router, stop) = (router.clone(), stop.clone());

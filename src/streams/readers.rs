@@ -145,6 +145,12 @@ impl Bus {
         Ok(rows.into_iter().filter_map(|(name, row)| Some((name, parse(&row)?))).collect())
     }
 
+    /// Puts a reader's cursor somewhere else, on an operator's word; whoever reads goes on there.
+    pub async fn set_reader(&self, name: &str, cursor: EntryId, is_required: bool) -> Result<(), Error> {
+        let row = format!("{cursor},{},{}", u8::from(is_required), self.now_ms().await? / 1000);
+        self.redis.query::<u64>(redis::cmd("HSET").arg(self.keys.cursors()).arg(name).arg(row)).await.map(|_| ())
+    }
+
     /// Forgets a reader, cursor and state: retention no longer waits for it, and it would begin anew.
     pub async fn forget_reader(&self, name: &str) -> Result<(), Error> {
         let mut pipeline = redis::pipe();

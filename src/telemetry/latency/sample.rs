@@ -106,6 +106,13 @@ impl Sample {
         None
     }
 
+    /// Every value, µs, and how often it occurred, as far as the buckets tell them apart.
+    pub fn each(&self, mut told: impl FnMut(u64, u64)) {
+        for step in self.histogram.iter_recorded() {
+            told(step.value_iterated_to().min(self.max), step.count_since_last_iteration());
+        }
+    }
+
     /// What is told of it.
     #[must_use]
     pub fn summary(&self) -> Summary {

@@ -73,8 +73,8 @@ pub struct Recent {
 /// What the fold must remember from batch to batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Family → when it was paused, ms: from, to; the last may be open.
-    pauses: BTreeMap<String, Vec<(u64, Option<u64>)>>,
+    /// Family → when it was paused, ms: from, to. A pause that is in force ends at its expiry, unless it is ended before.
+    pauses: BTreeMap<String, Vec<(u64, u64)>>,
     /// The last batch that it knows of.
     seen: (u64, u64),
     /// The minute of the first.
@@ -116,14 +116,11 @@ impl State {
 
     /// For how many ms of `from..to` the family was paused.
     fn paused_ms(&self, family: &str, from: u64, to: u64) -> u64 {
-        let overlap = |(start, end): &(u64, Option<u64>)| {
-            let end = end.unwrap_or(to).min(to);
-            end.saturating_sub((*start).max(from))
-        };
+        let overlap = |(start, end): &(u64, u64)| (*end).min(to).saturating_sub((*start).max(from));
         self.pauses.get(family).map_or(0, |pauses| pauses.iter().map(overlap).sum())
     }
 
-    fn pause_begins(&mut self, family: &str, at: u64) {
+    fn pause_begins(&mut self, family: &str, at: u64, until: u64) {
         if self.is_past {
             return;
         }
@@ -131,9 +128,10 @@ impl State {
             return;
         }
         let pauses = self.pauses.entry(family.to_owned()).or_default();
-        // A pause that replaces another goes on with it.
-        if pauses.last().is_none_or(|(_, end)| end.is_some()) {
-            pauses.push((at, None));
+        match pauses.last_mut() {
+            // A pause that replaces another goes on with it.
+            Some((_, end)) if *end > at => *end = until,
+            _ => pauses.push((at, until)),
         }
         if pauses.len() > PAUSES {
             pauses.remove(0);
@@ -144,8 +142,8 @@ impl State {
         if self.is_past {
             return;
         }
-        if let Some((start, end @ None)) = self.pauses.get_mut(family).and_then(|pauses| pauses.last_mut()) {
-            *end = Some(at.max(*start));
+        if let Some((start, end)) = self.pauses.get_mut(family).and_then(|pauses| pauses.last_mut()) {
+            *end = (*end).min(at.max(*start));
         }
     }
 }
@@ -358,8 +356,12 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
             let what = if is_pause { "pause" } else { "resume" };
             table.count(format!("control|{what}|{}|applied", text("sourceType")), 1);
             if is_pause {
-                let at = fact.metadata.get("appliedAtMs").and_then(Value::as_u64).unwrap_or(id.ms);
-                state.pause_begins(family, at);
+                let number = |key: &str| fact.metadata.get(key).and_then(Value::as_u64);
+                state.pause_begins(
+                    family,
+                    number("appliedAtMs").unwrap_or(id.ms),
+                    number("expiresAtMs").unwrap_or(u64::MAX),
+                );
             } else {
                 state.pause_ends(family, id.ms);
             }
@@ -433,6 +435,7 @@ fn take_triage(
         let is_applied = value("applied").and_then(Value::as_bool) == Some(true);
         for (is_so, what) in [
             (priority || dedup || is_mismatch, "disagreements"),
+            (!(priority || dedup || is_mismatch), "agreements"),
             (is_applied, "applied"),
             (!is_applied && (priority || dedup), "not_applied"),
             (is_mismatch, "route_mismatches"),

@@ -13,10 +13,12 @@
 //!    of the journal batch, and output and cursor move together.
 //! 2. A window is right while the projection is behind, stopped, or in the middle of a replay: it then costs more reading.
 
+mod check;
 pub mod fold;
 mod follow;
 mod window;
 
+pub use check::{Checked, check};
 pub use follow::{Follower, Taken, replay};
 pub use window::{Window, by_family, window};
 
