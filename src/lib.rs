@@ -15,3 +15,4 @@ pub mod registry;
 pub mod server;
 pub mod service;
 pub mod streams;
+pub mod telemetry;

@@ -120,7 +120,13 @@ async fn drain(stage: &Stage, concurrency: usize, takes: Duration) -> Vec<String
             prefetch: PREFETCH_IN_ALL,
             prefetch_bytes: 8 << 20,
         },
-        retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
+        retention: Retention {
+            done: None,
+            count: None,
+            bytes: None,
+            journal: Duration::from_secs(3600),
+            journal_force_bytes: u64::MAX,
+        },
         unsafe_eviction: false,
     };
     let order = Arc::new(Order { seen: Mutex::default(), takes });

@@ -86,7 +86,13 @@ async fn what_a_stop_abandons_is_said_and_run_by_the_next_drainer() {
             prefetch: PREFETCH_IN_ALL,
             prefetch_bytes: 8 << 20,
         },
-        retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
+        retention: Retention {
+            done: None,
+            count: None,
+            bytes: None,
+            journal: Duration::from_secs(3600),
+            journal_force_bytes: u64::MAX,
+        },
         unsafe_eviction: false,
     };
     let (start, mut starts) = mpsc::unbounded_channel();

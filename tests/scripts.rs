@@ -503,13 +503,16 @@ async fn trim_retires_an_empty_lane_that_nobody_uses_and_append_brings_it_back()
 #[tokio::test]
 async fn journal_keeps_facts_and_is_trimmed_by_age_and_count() {
     let t = TestBus::start().await;
-    assert_eq!(t.bus.trim_journal(Duration::ZERO, 1).await.unwrap(), 0);
+    assert_eq!(t.bus.trim_journal(Duration::ZERO, 1, false).await.unwrap().removed, 0);
     for _ in 0..300 {
         t.bus.journal([system_bus::streams::records::Fact::new("queue", "queue.note")]).await.unwrap();
     }
     assert_eq!(count(&t, "queue.note").await, 300);
-    assert_eq!(t.bus.trim_journal(Duration::from_secs(60), 1_000).await.unwrap(), 0);
-    assert!(t.bus.trim_journal(Duration::from_secs(60), 100).await.unwrap() >= 100, "whole nodes of 100");
+    assert_eq!(t.bus.trim_journal(Duration::from_secs(60), 1_000, false).await.unwrap().removed, 0);
+    assert!(
+        t.bus.trim_journal(Duration::from_secs(60), 100, false).await.unwrap().removed >= 100,
+        "whole nodes of 100"
+    );
 }
 
 #[tokio::test]

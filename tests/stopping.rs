@@ -147,7 +147,13 @@ fn drainer(stage: &Stage, handler: Option<Arc<dyn Handler>>) -> Drainer {
             prefetch: 64,
             prefetch_bytes: 1 << 20,
         },
-        retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
+        retention: Retention {
+            done: None,
+            count: None,
+            bytes: None,
+            journal: Duration::from_secs(3600),
+            journal_force_bytes: u64::MAX,
+        },
         unsafe_eviction: false,
     };
     Drainer::new(stage.bus.clone(), settings, Arc::new(Only(handler)))

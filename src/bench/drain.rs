@@ -124,7 +124,13 @@ pub(super) fn settings(concurrency: usize) -> Settings {
             prefetch: crate::drainer::PREFETCH_IN_ALL,
             prefetch_bytes: 8 << 20,
         },
-        retention: Retention { done: None, count: None, bytes: None, journal: Duration::from_secs(3600) },
+        retention: Retention {
+            done: None,
+            count: None,
+            bytes: None,
+            journal: Duration::from_secs(3600),
+            journal_force_bytes: u64::MAX,
+        },
         unsafe_eviction: false,
     }
 }

@@ -233,6 +233,11 @@ const CODES: &[Code] = &[
         "Look at the dry run again, then use its planHash.",
     ),
     code(
+        "QUEUE_STATS_FAILED",
+        "The figures of the queue can't be read.",
+        "Check Redis with `joelclaw config`; then try again.",
+    ),
+    code(
         "QUEUE_UNDO_EXPIRED",
         "The batch is unknown, was undone before, or its time is over.",
         "See what it acknowledged with `joelclaw queue tail --since 1h`.",
@@ -365,6 +370,11 @@ const CODES: &[Code] = &[
         "SIGNING_KEY_INVALID",
         "INNGEST_SIGNING_KEY is not `signkey-<env>-` and an even number of hex digits, so nothing could be signed with it.",
         "Make one with `echo signkey-prod-$(openssl rand -hex 32)`, and give it to the apps too.",
+    ),
+    code(
+        "SINK_UNKNOWN",
+        "No sink of this name has read the journal.",
+        "See which there are with `joelclaw journal verify`.",
     ),
     code(
         "TOO_LARGE",

@@ -13,6 +13,8 @@ pub mod config;
 pub mod explain;
 pub mod functions;
 mod interrupt;
+pub mod jobs;
+pub mod journal;
 pub mod output;
 pub mod queue;
 pub mod render;
@@ -106,6 +108,10 @@ pub enum Configured {
     Queue(Box<queue::Args>),
     /// Count what became of every accepted event: lost must be 0
     Verify(verify::Args),
+    /// Whether everything that runs jobs is healthy
+    Jobs(jobs::Args),
+    /// The record of everything that happened
+    Journal(journal::Args),
     /// Send an event to functions, and follow the runs that it starts
     Send(functions::send::Args),
     /// The functions that apps serve: triggers, flow control, last run, what is wrong
@@ -151,6 +157,7 @@ impl Configured {
     fn is_stream(&self) -> bool {
         match self {
             Self::Queue(args) => args.is_stream(),
+            Self::Journal(args) => args.is_stream(),
             // Not to be repeated: each time would be another event.
             Self::Send(_) => true,
             _ => false,
@@ -172,6 +179,8 @@ impl Configured {
             Self::Config(args) => config::run(args, context),
             Self::Queue(args) => return queue::run(args, context).await,
             Self::Verify(args) => verify::run(args, context).await,
+            Self::Jobs(args) => jobs::run(args, context).await,
+            Self::Journal(args) => return journal::run(args, context).await,
             Self::Send(args) => return functions::send::run(args, context).await,
             Self::Functions(args) => functions::list::run(args, context).await,
             Self::Runs(args) => functions::runs::run(args, context).await,

@@ -29,8 +29,8 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, QueueConfig, ServerConfig,
-    SystemConfig, TelemetryConfig, WebhookConfig,
+    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, QueueConfig,
+    RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 
@@ -181,6 +181,8 @@ pub struct Config {
     pub functions: FunctionsConfig,
     /// Where telemetry goes beside the journal.
     pub telemetry: TelemetryConfig,
+    /// Runtimes beside this one.
+    pub runtimes: RuntimesConfig,
     /// The emitters that use the queue.
     pub pilots: Pilots,
     /// Paths of the managed Redis.
@@ -207,6 +209,7 @@ impl Config {
         let inngest = InngestConfig::load(&mut loader);
         let functions = FunctionsConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
+        let runtimes = RuntimesConfig::load(&mut loader);
         let declare::Loader { effective, warnings: refused, .. } = loader;
 
         let managed = ManagedPaths::below(&system.data_dir);
@@ -225,6 +228,7 @@ impl Config {
             inngest,
             functions,
             telemetry,
+            runtimes,
             pilots,
             managed,
             env_file: file.path,

@@ -52,6 +52,15 @@ pub enum DurabilityClass {
     Replica,
 }
 
+/// How an OpenTelemetry collector is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// HTTP with protobuf bodies.
+    Http,
+    /// gRPC.
+    Grpc,
+}
+
 settings! {
     /// Where things are, and how the program talks.
     pub struct SystemConfig in "system" {
@@ -203,5 +212,45 @@ settings! {
         emit_url: Option<String> = optional(http_url()), "OTEL_EMIT_URL", default "", environment_first;
         /// Sent to that sink as `x-otel-emit-token`.
         emit_token: Option<SecretString> = optional(secret()), "OTEL_EMIT_TOKEN", default "", environment_first;
+        /// Off: the journal is still written, but nothing reads it: no percentiles ahead of time, no sinks, no metrics of the queue.
+        is_enabled: bool = flag(), "OTEL_EVENTS_ENABLED", default "true";
+        /// Every journal record is written to files as well, one JSON document a line.
+        jsonl_is_enabled: bool = flag(), "OTEL_JSONL_ENABLED", default "true";
+        /// Where. Unset: `otel` in SYSTEM_BUS_DATA_DIR.
+        jsonl_dir: Option<PathBuf> = optional(path()), "OTEL_JSONL_DIR", default "";
+        /// Bytes of one of these files; then it is packed.
+        jsonl_max_bytes: u64 = bytes(64 << 10..=1 << 40), "OTEL_JSONL_MAX_BYTES", default "64MiB";
+        /// Bytes of all of them; then the oldest go.
+        jsonl_max_total_bytes: u64 = bytes(1 << 20..=1 << 50), "OTEL_JSONL_MAX_TOTAL_BYTES", default "2GiB";
+        /// How long they stay.
+        jsonl_retention: Duration = span(), "OTEL_JSONL_RETENTION", default "14d";
+        /// An OpenTelemetry collector that gets every journal record as a log. Unset: none does.
+        otlp_endpoint: Option<String> = optional(http_url()), "OTEL_EXPORTER_OTLP_ENDPOINT", default "", environment_first;
+        /// How it is spoken to.
+        otlp_protocol: OtlpProtocol = choice(&[("http/protobuf", OtlpProtocol::Http), ("grpc", OtlpProtocol::Grpc)]), "OTEL_EXPORTER_OTLP_PROTOCOL", default "http/protobuf", environment_first;
+        /// Headers for it: `key=value`, comma-separated.
+        otlp_headers: Option<SecretString> = optional(secret()), "OTEL_EXPORTER_OTLP_HEADERS", default "", environment_first;
+        /// How long one export may take.
+        otlp_timeout: Duration = ms(100..=600_000), "OTEL_EXPORTER_OTLP_TIMEOUT", default "10000", environment_first;
+        /// The name of this service there.
+        service_name: String = text(), "OTEL_SERVICE_NAME", default "system-bus", environment_first;
+        /// The name of this machine in telemetry. Unset: its host name.
+        system_id: Option<String> = optional(text()), "SLOG_SYSTEM_ID", default "", environment_first;
+        /// Where `/metrics` is served for Prometheus. Empty turns it off; requests from this machine get it at WORKER_PORT as well.
+        metrics_addr: Option<String> = optional(text()), "SYSTEM_BUS_METRICS_ADDR", default "127.0.0.1:9464";
+        /// Event names that metrics tell apart; the others are `_other`.
+        metrics_max_families: usize = count(1..=1000), "SYSTEM_BUS_METRICS_MAX_FAMILIES", default "64";
+        /// How long the histograms of one minute stay. Below QUEUE_JOURNAL_RETAIN, older windows are told from less.
+        minute_retention: Duration = span(), "OTEL_HDR_MINUTE_RETENTION", default "7d";
+        /// Bytes of the journal above which retention no longer waits for a sink that stands still.
+        trim_force_bytes: u64 = bytes(1 << 20..=1 << 50), "OTEL_TRIM_FORCE_BYTES", default "1GiB";
+    }
+
+    /// Runtimes beside this one that `joelclaw jobs status` looks at. Unset: not looked at.
+    pub struct RuntimesConfig in "runtimes" {
+        /// The admin address of a Restate server.
+        restate_admin_url: Option<String> = optional(http_url()), "RESTATE_ADMIN_URL", default "", environment_first;
+        /// The address of a Dkron server.
+        dkron_url: Option<String> = optional(http_url()), "DKRON_URL", default "", environment_first;
     }
 }

@@ -222,7 +222,7 @@ pub fn trim(bus: &Bus, retention: &Retention, lanes: Vec<Lane>, pass: u64) {
     const JOURNAL: u64 = 2_000_000;
     let Some(age) = retention.done else { return };
     let retain = Retain { age, entries: retention.count, bytes: retention.bytes, ..Retain::default() };
-    let (bus, journal) = (bus.clone(), retention.journal);
+    let (bus, journal, force_bytes) = (bus.clone(), retention.journal, retention.journal_force_bytes);
     tokio::spawn(async move {
         let passes = lanes.len().div_ceil(LANES).max(1);
         let turn = usize::try_from(pass).unwrap_or(0) % passes;
@@ -232,8 +232,33 @@ pub fn trim(bus: &Bus, retention: &Retention, lanes: Vec<Lane>, pass: u64) {
                 return;
             }
         }
-        let _ = bus.trim_journal(journal, JOURNAL).await;
+        trim_journal(&bus, journal, JOURNAL, force_bytes).await;
     });
+}
+
+/// Trims the journal. A reader that stands still holds it back until it takes `force_bytes`; then the journal goes on
+/// without it, and says so.
+async fn trim_journal(bus: &Bus, age: Duration, batches: u64, force_bytes: u64) {
+    /// A call removes at most so many batches by their number.
+    const STEP: u64 = 1000;
+    for _ in 0..20 {
+        let Ok(trimmed) = bus.trim_journal(age, batches, false).await else { return };
+        if let Some(reader) = &trimmed.held_by
+            && bus.journal_bytes().await.is_ok_and(|bytes| bytes > force_bytes)
+        {
+            tracing::error!(reader, "the journal is too large to wait for this reader; it loses records");
+            if bus.trim_journal(age, batches, true).await.is_ok_and(|forced| forced.removed > 0) {
+                let fact = Fact::new("journal", "telemetry.sink.failed")
+                    .failed(format!("the journal passed {force_bytes} bytes and went on without {reader}"))
+                    .with("sink", reader.as_str());
+                let _ = bus.journal([fact]).await;
+            }
+            return;
+        }
+        if trimmed.removed < STEP {
+            return;
+        }
+    }
 }
 
 /// Creates the group of lanes that lost it, and journals that.

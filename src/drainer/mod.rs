@@ -79,6 +79,8 @@ pub struct Retention {
     pub bytes: Option<u64>,
     /// The journal, by age.
     pub journal: Duration,
+    /// The journal's bytes above which it no longer waits for a reader that stands still.
+    pub journal_force_bytes: u64,
 }
 
 /// Why a drainer does not start.

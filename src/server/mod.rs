@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/` | what this is, for probes and people |
 //! | `/health`, `/health/live`, `/health/ready` | [`health`] |
+//! | `/metrics` | [`metrics`] |
 //! | `/webhooks…` | [`crate::ingest::gateway`] |
 //! | `/e/<key>` | [`crate::ingest::event_api`] |
 //! | `/fn/register`, `/dev`, `/v0/…`, `/v1/…` | [`crate::functions::inngest`] |
@@ -12,14 +13,16 @@
 //! and a log line, not the end of the process.
 
 pub mod health;
+pub mod metrics;
 
 use std::any::Any;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -33,6 +36,7 @@ use crate::diagnose::{Diagnose, Exit};
 use crate::functions::inngest::{self, Facade};
 use crate::ingest::event_api::EventApi;
 use crate::ingest::gateway::{self, Gateway, ProviderTag};
+use crate::telemetry::metrics::Metrics;
 use health::Readiness;
 
 /// Largest body on routes that set no limit of their own.
@@ -49,6 +53,8 @@ pub struct Parts {
     pub facade: Option<Facade>,
     /// `/health/ready`.
     pub readiness: Readiness,
+    /// `/metrics`.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 /// Why the server does not run.
@@ -115,7 +121,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// All routes.
 pub fn router(parts: Parts) -> Router {
-    let Parts { gateway, event_api, facade, readiness } = parts;
+    let Parts { gateway, event_api, facade, readiness, metrics } = parts;
     let kind = facade.as_ref().map_or("dev", Facade::kind);
     let ready = move || {
         let readiness = readiness.clone();
@@ -126,6 +132,7 @@ pub fn router(parts: Parts) -> Router {
         .route("/health", get(alive))
         .route("/health/live", get(alive))
         .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics::local).with_state(metrics.clone()))
         .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
     // Both count bytes while they read, by their own limits.
     let counted = gateway.router().merge(event_api.router()).layer(DefaultBodyLimit::disable());
@@ -134,7 +141,9 @@ pub fn router(parts: Parts) -> Router {
         .merge(facade.map(Facade::router).unwrap_or_default())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
-    all.layer(CatchPanicLayer::custom(panicked)).layer(from_fn_with_state(kind, inngest::mark)).layer(from_fn(log))
+    all.layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(kind, inngest::mark))
+        .layer(from_fn_with_state(metrics, log))
 }
 
 /// Serves until `cancel`; then takes no new connection and gives requests in flight `drain` to end.
@@ -189,9 +198,10 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
 }
 
 /// One line a request. The route's pattern is logged where there is one: a path may hold an event key.
-async fn log(request: Request, next: Next) -> Response {
+async fn log(State(metrics): State<Option<Arc<Metrics>>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
+    let pattern = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
     let route = match request.extensions().get::<MatchedPath>() {
         Some(route) => route.as_str().to_owned(),
         None if request.uri().path().starts_with("/e/") => "/e/…".to_owned(),
@@ -200,6 +210,11 @@ async fn log(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let provider = response.extensions().get::<ProviderTag>().map(|tag| tag.0);
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
+    if let Some(metrics) = metrics {
+        // Paths without a route come from outside, in any number.
+        let pattern = pattern.as_deref().unwrap_or("_none");
+        metrics.http(pattern, method.as_str(), status, provider, began.elapsed());
+    }
     tracing::info!(action = "http.request", %method, ?route, status, provider, ms);
     response
 }

@@ -8,6 +8,7 @@ mod notify;
 mod redis;
 mod reload;
 pub mod routes;
+mod telemetry;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -157,6 +158,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         Ok(())
     });
 
+    let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
+    telemetry.serve(&stop, &mut tasks).await;
     let is_inngest_served = inngest.is_some();
     let functions = Functions::new(bus.separate());
     if let Err(error) = functions.refresh().await {
@@ -218,8 +221,10 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             gateway,
             event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
             facade: Some(Facade::new(engine.clone(), config.webhook.trusted_proxies.clone())),
-            readiness,
+            readiness: readiness.clone(),
+            metrics: Some(telemetry.metrics.clone()),
         };
+        telemetry.watch(readiness, &stop, &mut tasks);
         let router = server::router(parts);
         for listener in [Some(listener), sdk_port(config).await].into_iter().flatten() {
             let (router, stop) = (router.clone(), stop.clone());
@@ -380,6 +385,7 @@ fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
             count: config.queue.retain_count,
             bytes: config.queue.retain_bytes,
             journal: config.queue.journal_retain,
+            journal_force_bytes: config.telemetry.trim_force_bytes,
         },
         unsafe_eviction: options.unsafe_eviction,
     }

@@ -57,6 +57,24 @@ impl Bus {
 
     /// Reads up to `batches` batches from `from` (inclusive) to `to`.
     pub async fn journal_page(&self, from: EntryId, to: EntryId, batches: usize) -> Result<Page, Error> {
+        let rows = self.journal_batches(from, to, batches).await?;
+        let last = rows.last().map(|(id, _)| *id).filter(|_| rows.len() == batches);
+        let mut page = Page { last, ..Page::default() };
+        for (id, fields) in rows {
+            if !expand(id, &fields, &mut page.entries) {
+                page.undecodable += 1;
+            }
+        }
+        Ok(page)
+    }
+
+    /// The same as they are stored.
+    pub async fn journal_batches(
+        &self,
+        from: EntryId,
+        to: EntryId,
+        batches: usize,
+    ) -> Result<Vec<(EntryId, Fields)>, Error> {
         let to = if to == EntryId::MAX { "+".to_owned() } else { to.to_string() };
         let reply: StreamRangeReply = self
             .redis
@@ -64,19 +82,13 @@ impl Bus {
                 redis::cmd("XRANGE").arg(self.keys.journal()).arg(from.to_string()).arg(to).arg("COUNT").arg(batches),
             )
             .await?;
-        let mut page = Page::default();
-        let full = reply.ids.len() == batches;
-        for row in reply.ids {
-            let Ok(id) = row.id.parse::<EntryId>() else { continue };
-            page.last = full.then_some(id);
+        let row = |row: redis::streams::StreamId| {
             let field = |name: &str| row.get::<Vec<u8>>(name);
             let text = |name: &str| row.get::<String>(name);
             let fields = Fields { b: field("b"), s: text("s"), c: text("c"), p: text("p"), q: text("q"), x: text("x") };
-            if !expand(id, &fields, &mut page.entries) {
-                page.undecodable += 1;
-            }
-        }
-        Ok(page)
+            Some((row.id.parse().ok()?, fields))
+        };
+        Ok(reply.ids.into_iter().filter_map(row).collect())
     }
 }
 
@@ -97,8 +109,37 @@ pub struct Fields {
     pub x: Option<String>,
 }
 
+/// A part of a journal entry. The two kinds that occur per event stay tables, so that what counts them need not
+/// build a fact for each.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// Offered events, and a line of `append.lua` for each of them.
+    Enqueue(&'a Enqueue, &'a [&'a str]),
+    /// Dispatches that ended well (or were refused), or that had only started.
+    Dispatches {
+        /// The rows.
+        batch: &'a Dispatches,
+        /// They ended.
+        ended: bool,
+        /// `<lane>|<entry id>` whose completion was refused.
+        refused: &'a [&'a str],
+    },
+    /// Anything else.
+    Fact(Fact),
+}
+
 /// Turns one journal entry into the facts it stands for. False when it could not be decoded.
 pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
+    let mut push = |fact: Fact| into.push(Entry { id, fact });
+    walk(id, fields, &mut |part| match part {
+        Part::Enqueue(batch, lines) => expand_enqueue(id, batch, lines, &mut push),
+        Part::Dispatches { batch, ended, refused } => expand_dispatches(batch, ended, refused, &mut push),
+        Part::Fact(fact) => push(fact),
+    })
+}
+
+/// Visits the parts of one journal entry. False when it could not be decoded.
+pub fn walk(id: EntryId, fields: &Fields, visit: &mut impl FnMut(Part<'_>)) -> bool {
     let lines = fields.s.as_deref().map(append::answer_lines).unwrap_or_default();
     let lines: Vec<&str> = lines.iter().map(AsRef::as_ref).collect();
     let refused: Vec<&str> = fields.x.as_deref().map(|x| x.split('\n').collect()).unwrap_or_default();
@@ -107,20 +148,20 @@ pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
         Some(Err(_)) => return false,
         None => Vec::new(),
     };
-    let mut push = |fact: Fact| into.push(Entry { id, fact });
     let mut line = 0;
     for record in records {
         match record {
             Record::Enqueue(batch) => {
-                expand_enqueue(id, &batch, &lines, &mut push);
-                line += batch.rows.iter().map(|row| row.3.len()).sum::<usize>();
+                let count = batch.rows.iter().map(|row| row.3.len()).sum::<usize>();
+                visit(Part::Enqueue(&batch, &lines));
+                line += count;
             }
-            Record::Dispatch(batch) => expand_dispatches(&batch, true, &refused, &mut push),
-            Record::Started(batch) => expand_dispatches(&batch, false, &refused, &mut push),
+            Record::Dispatch(batch) => visit(Part::Dispatches { batch: &batch, ended: true, refused: &refused }),
+            Record::Started(batch) => visit(Part::Dispatches { batch: &batch, ended: false, refused: &refused }),
             Record::Fact(fact) => {
                 let result = lines.get(line).copied();
                 line += 1;
-                expand_fact(fact, result, fields.c.as_deref(), &refused, &mut push);
+                expand_fact(fact, result, fields.c.as_deref(), &refused, &mut |fact| visit(Part::Fact(fact)));
             }
         }
     }
@@ -130,7 +171,7 @@ pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
             let mut fact = Fact::new("queue", "queue.promoted").event(event);
             fact.lane = Some(lane.to_owned());
             fact.stream_id = Some(entry.to_owned());
-            push(fact);
+            visit(Part::Fact(fact));
         }
     }
     for row in fields.q.iter().flat_map(|q| q.split('\n')) {
@@ -139,7 +180,7 @@ pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
             let fact = control_metadata(Fact::new("queue-control", "queue.control.expired"), record)
                 .with("family", family)
                 .with("expiredAtMs", at.parse::<u64>().unwrap_or(id.ms));
-            push(fact);
+            visit(Part::Fact(fact));
         }
     }
     true

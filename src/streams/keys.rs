@@ -178,4 +178,34 @@ impl Keys {
     pub fn ordered(&self, family: &Family) -> String {
         format!("{}:ordered:{family}", self.tag)
     }
+
+    /// Hash: reader of the journal → `<entry id>,<1 when retention waits for it>,<seconds>`.
+    #[must_use]
+    pub fn cursors(&self) -> String {
+        self.named("journal:cursors")
+    }
+
+    /// String, PX: which process reads the journal under this name.
+    #[must_use]
+    pub fn reader_lease(&self, reader: &str) -> String {
+        format!("{}:journal:lease:{reader}", self.tag)
+    }
+
+    /// String: what a reader of the journal must remember beside its cursor.
+    #[must_use]
+    pub fn reader_state(&self, reader: &str) -> String {
+        format!("{}:journal:state:{reader}", self.tag)
+    }
+
+    /// Hash, PX: histograms of one kind and minute.
+    #[must_use]
+    pub fn latency(&self, kind: &str, minute: u64) -> String {
+        format!("{}:latency:{kind}:{minute}", self.tag)
+    }
+
+    /// Hash, PX: what was counted in one minute.
+    #[must_use]
+    pub fn counts(&self, minute: u64) -> String {
+        format!("{}:counts:{minute}", self.tag)
+    }
 }

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use super::bus::Bus;
-use super::entry_id::EntryId;
 use super::lane::Lane;
 use super::redis::Error;
 use super::scripts;
@@ -87,15 +86,32 @@ impl Bus {
         Ok(Some(u64::try_from(u128::from(bytes) * u128::from(length) / u128::from(used)).unwrap_or(u64::MAX)))
     }
 
-    /// Removes journal batches older than `age`, and the oldest above `max_batches`. Returns how many.
-    pub async fn trim_journal(&self, age: Duration, max_batches: u64) -> Result<u64, Error> {
-        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        let oldest = EntryId { ms: self.now_ms().await?.saturating_sub(age_ms), seq: 0 };
-        let journal = self.keys.journal();
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("XTRIM").arg(&journal).arg("MINID").arg("~").arg(oldest.to_string());
-        pipeline.cmd("XTRIM").arg(&journal).arg("MAXLEN").arg("~").arg(max_batches);
-        let removed = self.redis.pipeline(&pipeline).await?;
-        Ok(removed.into_iter().filter_map(|n| redis::from_redis_value::<u64>(n).ok()).sum())
+    /// Removes journal batches older than `age`, and the oldest above `max_batches`, but none that a required reader
+    /// has not passed; `force` goes past readers.
+    pub async fn trim_journal(&self, age: Duration, max_batches: u64, force: bool) -> Result<JournalTrimmed, Error> {
+        let call = Self::call(&scripts::TRIM_JOURNAL)
+            .key(self.keys.journal())
+            .key(self.keys.cursors())
+            .number(age.as_millis())
+            .number(max_batches)
+            .arg(if force { "1" } else { "" });
+        let (removed, held_by): (u64, String) = self.redis.run(call).await?;
+        Ok(JournalTrimmed { removed, held_by: Some(held_by).filter(|name| !name.is_empty()) })
     }
+
+    /// Bytes that the journal takes, sampled.
+    pub async fn journal_bytes(&self) -> Result<u64, Error> {
+        let mut cmd = redis::cmd("MEMORY");
+        cmd.arg("USAGE").arg(self.keys.journal()).arg("SAMPLES").arg(SAMPLES);
+        Ok(self.redis.query::<Option<u64>>(&cmd).await?.unwrap_or(0))
+    }
+}
+
+/// What a pass over the journal did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JournalTrimmed {
+    /// Batches removed.
+    pub removed: u64,
+    /// The reader that held it back.
+    pub held_by: Option<String>,
 }

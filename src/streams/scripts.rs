@@ -63,4 +63,8 @@ scripts! {
     JOURNAL = "journal.lua";
     /// Repairs what `queue fsck` found.
     REPAIR = "repair.lua";
+    /// Moves the cursor of a reader of the journal, with what it made of it.
+    PROJECT = "project.lua";
+    /// Removes old journal batches that every required reader has passed.
+    TRIM_JOURNAL = "trim_journal.lua";
 }

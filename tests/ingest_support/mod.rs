@@ -113,6 +113,7 @@ impl Server {
         let admission = Admission::new(memory.clone(), Arc::new(AnyRoute));
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
+            metrics: None,
             gateway: Gateway::new(gateway, secrets, admission.clone()),
             event_api: EventApi::new(event_api, admission, memory.clone()),
             facade: None,

@@ -9,6 +9,7 @@ mod dead_change;
 pub mod fsck;
 pub mod look;
 pub mod since;
+pub mod stats;
 pub mod tail;
 
 use serde_json::Value;
@@ -39,6 +40,8 @@ enum Command {
     Look(look::Command),
     #[command(flatten)]
     Act(act::Command),
+    /// How long events waited and ran, what failed, what triage did
+    Stats(stats::Args),
     /// Pauses and their history
     Control(control::Args),
     /// Check that every accepted event is in exactly one place
@@ -54,6 +57,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Ending {
     Ending::Outcome(match &args.command {
         Command::Look(command) => look::run(command, context).await,
         Command::Act(command) => act::run(command, context).await,
+        Command::Stats(args) => stats::run(args, context).await,
         Command::Control(args) => control::run(args, context).await,
         Command::Fsck(args) => fsck::run(args, context).await,
         Command::Dead(args) => dead::run(args, context).await,

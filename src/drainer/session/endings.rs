@@ -30,6 +30,11 @@ impl Session {
         let InFlight { lane, leased, handler, started, mut row, retry, .. } = flight;
         row.duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let completion = |ending| Completion { lane: lane.clone(), id: leased.id, ending };
+        if !row.start_known && matches!(outcome, Outcome::Retry { .. } | Outcome::Fail { .. }) {
+            // An end without its start would be missing from every count of starts.
+            let started = DispatchRow { duration_us: 0, ..row.clone() };
+            self.outbox.started(&lane, (handler.kind(), handler.target()), started);
+        }
         match outcome {
             Outcome::Done => {
                 let marked = leased.failures != Failures::default();
@@ -144,6 +149,8 @@ fn failed(
     status: Option<i32>,
 ) -> Fact {
     let id: EntryId = leased.id;
+    #[allow(clippy::cast_precision_loss)]
+    let duration_ms = row.duration_us as f64 / 1000.0;
     Fact::new("queue-drainer", "queue.dispatch.failed")
         .entry(lane, id)
         .event(row.id.0.clone())
@@ -154,5 +161,5 @@ fn failed(
         .with("handlerTarget", handler.target())
         .with("status", status)
         .with("waitTimeMs", row.wait_ms)
-        .with("durationMs", row.duration_us / 1000)
+        .with("durationMs", duration_ms)
 }

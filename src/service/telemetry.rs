@@ -1,0 +1,241 @@
+//! The telemetry parts of a process: what follows the journal, its sinks, and the recorder for what the journal does
+//! not tell.
+//!
+//! All of it has one thread, with the lowest priority where the system has such a thing per thread, and connections of
+//! its own: a full disk, a dead endpoint or a slow Redis holds up no dispatch, and a burst of events is dispatched first
+//! and told afterwards.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use tokio::task::{JoinSet, LocalSet};
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use crate::config::{Config, OtlpProtocol};
+use crate::diagnose::chain;
+use crate::server;
+use crate::server::health::Readiness;
+use crate::streams::bus::Bus;
+use crate::telemetry::latency::Recorder;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::refresh::{self, Fed, Heartbeat};
+use crate::telemetry::projection::{self, Follower};
+use crate::telemetry::sinks::jsonl::{self, Jsonl};
+use crate::telemetry::sinks::otlp::{self, Otlp, Transport};
+use crate::telemetry::sinks::{self, Sink as _, Standings};
+
+/// What the other parts of a process get of it.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// What Prometheus is told.
+    pub metrics: Arc<Metrics>,
+    /// Where to listen for it.
+    pub address: Option<SocketAddr>,
+}
+
+/// Between two looks at the checks of readiness.
+const CHECKS: Duration = Duration::from_secs(10);
+
+impl Telemetry {
+    /// Serves `/metrics` on its own address. One process of a machine can; the others go without.
+    pub(super) async fn serve(&self, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), Error>>) {
+        let Some(address) = self.address else { return };
+        match server::bind(address).await {
+            Ok(listener) => {
+                let (router, stop) = (server::metrics::router(self.metrics.clone()), stop.clone());
+                tasks.spawn(async move {
+                    server::serve(listener, router, stop, Duration::from_secs(1)).await.map_err(Error::from)
+                });
+            }
+            Err(error) => tracing::warn!(%address, error = %chain(&error), "metrics are not served"),
+        }
+    }
+
+    /// Tells how the checks of readiness go.
+    pub(super) fn watch(&self, readiness: Readiness, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), Error>>) {
+        let (metrics, stop) = (self.metrics.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(CHECKS);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    _ = ticks.tick() => {}
+                }
+                let (_, report) = readiness.report().await;
+                for (name, found) in report["checks"].as_object().into_iter().flatten() {
+                    if let Some(found) = found.as_str() {
+                        let labels = vec![("component", name.clone()), ("critical", "true".to_owned())];
+                        metrics.health_ok.get_or_create(&labels).set(f64::from(u8::from(found == "ok")));
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn host() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let name = name.to_lowercase();
+    let short = [".local", ".localdomain"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    if short.is_empty() { "unknown".into() } else { short.to_owned() }
+}
+
+/// Starts them. They end with `stop`.
+pub(super) fn start(
+    config: &Config,
+    bus: &Bus,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Result<(), Error>>,
+) -> Result<Telemetry, Error> {
+    // Never used twice: a lease of a process that is gone must not be taken for ours.
+    let owner = format!("{}-{}-{}", host(), std::process::id(), uuid::Uuid::now_v7().simple());
+    let bus = bus.separate();
+    let (recorder, flusher) = Recorder::new(bus.clone(), owner.as_str(), config.telemetry.minute_retention);
+    let metrics = Metrics::new(config.telemetry.metrics_max_families);
+    let fed = Fed { standings: Standings::default(), recorder, heartbeat: Heartbeat::default() };
+    let beating = fed.heartbeat.clone().run(stop.clone());
+    tasks.spawn(async move {
+        beating.await;
+        Ok(())
+    });
+    let address = config.telemetry.metrics_addr.as_deref().and_then(|text| {
+        let address = text.parse().ok();
+        if address.is_none() {
+            tracing::warn!(
+                "SYSTEM_BUS_METRICS_ADDR is not an address such as 127.0.0.1:9464: metrics are not served there"
+            );
+        }
+        address
+    });
+    let telemetry = Telemetry { metrics: metrics.clone(), address };
+    let (done, ended) = tokio::sync::oneshot::channel();
+    let (config, stop) = (config.clone(), stop.clone());
+    let body = move || {
+        lower_priority();
+        let result = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let tasks = LocalSet::new();
+                tasks.block_on(&runtime, async move {
+                    let flushing = tokio::task::spawn_local(flusher.run(stop.clone()));
+                    run(&config, &bus, &owner, &metrics, &fed, &stop).await;
+                    let _ = flushing.await;
+                });
+                Ok(())
+            }
+            Err(error) => Err(Error::Task(format!("the telemetry thread did not start: {error}"))),
+        };
+        let _ = done.send(result);
+    };
+    std::thread::Builder::new()
+        .name("telemetry".into())
+        .spawn(body)
+        .map_err(|error| Error::Task(format!("the telemetry thread did not start: {error}")))?;
+    tasks.spawn(async move { ended.await.unwrap_or(Err(Error::Task("the telemetry thread ended".into()))) });
+    Ok(telemetry)
+}
+
+/// Linux has a priority per thread; elsewhere it would be that of the whole process.
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    {
+        let _ = rustix::process::setpriority_process(None, 19);
+    }
+}
+
+async fn run(config: &Config, bus: &Bus, owner: &str, metrics: &Arc<Metrics>, fed: &Fed, stop: &CancellationToken) {
+    let own = &config.telemetry;
+    let standings = &fed.standings;
+    let Some(instance) = settle(config, bus, stop).await else { return };
+    if !own.is_enabled {
+        tracing::warn!("OTEL_EVENTS_ENABLED is off: nothing reads the journal");
+        stop.cancelled().await;
+        return;
+    }
+    let system = own.system_id.clone().unwrap_or_else(host);
+    let mut tasks = JoinSet::new();
+    let counted = metrics.clone();
+    let follower = Follower::new(bus.clone(), owner, own.minute_retention);
+    tasks.spawn_local(follower.run(stop.clone(), move |taken| counted.take(taken)));
+    tasks.spawn_local(refresh::run(metrics.clone(), bus.separate(), owner.to_owned(), fed.clone(), stop.clone()));
+    if own.jsonl_is_enabled {
+        let settings = jsonl::Settings {
+            directory: own.jsonl_dir.clone().unwrap_or_else(|| config.system.data_dir.join("otel")),
+            file_bytes: own.jsonl_max_bytes,
+            total_bytes: own.jsonl_max_total_bytes,
+            keep: own.jsonl_retention,
+            instance,
+        };
+        let sink = Jsonl::new(settings);
+        tasks.spawn_local(sinks::run(
+            bus.clone(),
+            owner.to_owned(),
+            system.clone(),
+            sink,
+            standings.clone(),
+            stop.clone(),
+        ));
+    }
+    if let Some(endpoint) = &own.otlp_endpoint {
+        match Otlp::new(&otlp_settings(config, endpoint)) {
+            Ok(sink) => {
+                let (bus, owner, standings) = (bus.separate(), owner.to_owned(), standings.clone());
+                tasks.spawn_local(sinks::run(bus, owner, system, sink, standings, stop.clone()));
+            }
+            Err(error) => tracing::error!(%error, "no records go to OTEL_EXPORTER_OTLP_ENDPOINT"),
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Waits for Redis, and forgets the readers that this configuration does not run: retention must not wait for them.
+async fn settle(config: &Config, bus: &Bus, stop: &CancellationToken) -> Option<String> {
+    let own = &config.telemetry;
+    let mut unused = Vec::new();
+    if !own.is_enabled {
+        unused.push(projection::NAME);
+    }
+    if !own.is_enabled || !own.jsonl_is_enabled {
+        unused.push(Jsonl::NAME);
+    }
+    loop {
+        let settled = async {
+            for name in &unused {
+                bus.forget_reader(name).await?;
+            }
+            bus.instance_id().await
+        };
+        match settled.await {
+            Ok(instance) => return Some(instance),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "telemetry waits for Redis");
+                tokio::select! {
+                    () = stop.cancelled() => return None,
+                    () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                }
+            }
+        }
+    }
+}
+
+fn otlp_settings(config: &Config, endpoint: &str) -> otlp::Settings {
+    let own = &config.telemetry;
+    let headers = own.otlp_headers.as_ref().map(|headers| headers.expose_secret()).unwrap_or_default();
+    let pair = |text: &str| {
+        let (name, value) = text.split_once('=')?;
+        Some((name.trim().to_owned(), value.trim().to_owned().into()))
+    };
+    otlp::Settings {
+        endpoint: endpoint.to_owned(),
+        transport: match own.otlp_protocol {
+            OtlpProtocol::Http => Transport::Http,
+            OtlpProtocol::Grpc => Transport::Grpc,
+        },
+        headers: headers.split(',').filter_map(pair).collect(),
+        timeout: own.otlp_timeout,
+        service: own.service_name.clone(),
+        host: host(),
+    }
+}

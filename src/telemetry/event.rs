@@ -1,0 +1,214 @@
+//! The one shape of a telemetry event, as every sink gets it: a journal record with an id of its own, lifted ids, and
+//! nothing secret.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use crate::streams::entry_id::EntryId;
+use crate::streams::records::Entry;
+
+/// The version of the shape.
+const SCHEMA_VERSION: u64 = 1;
+/// Longest string, characters.
+const LONGEST: usize = 4096;
+/// Deepest nesting.
+const DEEPEST: usize = 8;
+/// Most elements of an array.
+const ELEMENTS: usize = 100;
+/// Most keys of the metadata.
+const KEYS: usize = 64;
+
+/// A record's place: its batch and its number in it. `Ord` is the order of the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct EventId {
+    /// The batch.
+    pub batch: EntryId,
+    /// The number in it, from 0.
+    pub n: u64,
+}
+
+impl std::fmt::Display for EventId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.batch, self.n)
+    }
+}
+
+impl std::str::FromStr for EventId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (batch, n) = text.split_once('.').ok_or(())?;
+        Ok(Self { batch: batch.parse().map_err(|_| ())?, n: n.parse().map_err(|_| ())? })
+    }
+}
+
+/// A record as sinks get it.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Its place, and its id.
+    pub id: EventId,
+    /// The whole event.
+    pub json: Value,
+}
+
+/// The records of one batch.
+#[must_use]
+pub fn events_of(entries: &[Entry], system: &str) -> Vec<Event> {
+    let event = |(n, entry): (usize, &Entry)| {
+        let id = EventId { batch: entry.id, n: n as u64 };
+        Event { id, json: json_of(entry, id, system) }
+    };
+    entries.iter().enumerate().map(event).collect()
+}
+
+fn json_of(entry: &Entry, id: EventId, system: &str) -> Value {
+    let mut json = entry.to_json();
+    let metadata = json["metadata"].take();
+    let metadata = redact_metadata(metadata);
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let lane = text("lane").and_then(|lane| lane.rsplit_once(":p")).map(|(family, _)| family);
+    let family = text("eventName").or_else(|| text("family")).or(lane).map(str::to_owned);
+    let lifted: Vec<(&str, Value)> = ["eventId", "streamId", "runId", "traceId", "spanId"]
+        .into_iter()
+        .filter_map(|key| Some((key, Value::from(text(key)?))))
+        .chain(family.map(|family| ("family", Value::from(family))))
+        .collect();
+    let duration = ["durationMs", "duration_ms", "latencyMs"].into_iter().find_map(|key| metadata.get(key)?.as_f64());
+    let error = json["error"].as_str().map(redact_text);
+    if let Some(object) = json.as_object_mut() {
+        object.insert("id".into(), Value::from(id.to_string()));
+        object.insert("schemaVersion".into(), Value::from(SCHEMA_VERSION));
+        object.insert("sessionId".into(), json!("journal"));
+        object.insert("systemId".into(), Value::from(system));
+        for (key, value) in lifted {
+            object.insert(key.into(), value);
+        }
+        if let Some(duration) = duration {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            object.insert("duration_ms".into(), Value::from(duration.max(0.0).round() as u64));
+        }
+        if let Some(error) = error {
+            object.insert("error".into(), Value::from(error));
+        } else if object.get("success") == Some(&Value::Bool(false)) {
+            object.insert("error".into(), json!("operation_failed"));
+        }
+        object.insert("metadata".into(), metadata);
+    }
+    json
+}
+
+fn redact_metadata(metadata: Value) -> Value {
+    let Value::Object(all) = metadata else { return json!({}) };
+    let is_cut = all.len() > KEYS;
+    let mut kept: Map<String, Value> = all.into_iter().take(KEYS).collect();
+    let keys: Vec<String> = kept.keys().cloned().collect();
+    for key in keys {
+        if let Some(value) = kept.get_mut(&key) {
+            redact(&key, value, 1);
+        }
+    }
+    if is_cut {
+        kept.insert("_truncated".into(), json!(true));
+    }
+    Value::Object(kept)
+}
+
+/// Makes a value harmless: by its key, by what it looks like, by its size.
+fn redact(key: &str, value: &mut Value, depth: usize) {
+    if is_secret_key(key) && !value.is_null() && !value.is_boolean() && !value.is_number() {
+        *value = json!("[redacted]");
+        return;
+    }
+    match value {
+        Value::String(text) => *text = redact_text(text),
+        Value::Array(_) | Value::Object(_) if depth >= DEEPEST => *value = json!("[too deep]"),
+        Value::Array(values) => {
+            values.truncate(ELEMENTS);
+            values.iter_mut().for_each(|value| redact("", value, depth + 1));
+        }
+        Value::Object(values) => values.iter_mut().for_each(|(key, value)| redact(key, value, depth + 1)),
+        _ => {}
+    }
+}
+
+fn is_secret_key(key: &str) -> bool {
+    /// Names that hold a secret, lower case without dashes and underscores.
+    const WHOLE: [&str; 9] =
+        ["authorization", "cookie", "setcookie", "password", "passwd", "secret", "token", "dsn", "signature"];
+    const ENDS: [&str; 6] = ["apikey", "privatekey", "secret", "token", "signature256", "credential"];
+    let plain: String = key.chars().filter(|c| *c != '-' && *c != '_').map(|c| c.to_ascii_lowercase()).collect();
+    WHOLE.contains(&plain.as_str()) || ENDS.iter().any(|end| plain.ends_with(end)) || plain.ends_with("signature")
+}
+
+/// A text without what looks like a secret, and not too long.
+#[must_use]
+pub fn redact_text(text: &str) -> String {
+    let mut text = match SECRETS.is_match(text) {
+        true => SECRETS.replace_all(text, "[redacted]").into_owned(),
+        false => text.to_owned(),
+    };
+    let length = text.chars().count();
+    if length > LONGEST {
+        text = text.chars().take(LONGEST).collect();
+        text.push_str(&format!("…[{length} chars]"));
+    }
+    text
+}
+
+#[allow(clippy::expect_used)]
+static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
+    let patterns = [
+        r"(?i:bearer)\s+[A-Za-z0-9._~+/=-]{8,}",
+        r"signkey-[A-Za-z0-9_-]{8,}",
+        r"-----BEGIN [A-Z ]+-----[A-Za-z0-9+/=\s]*(-----END [A-Z ]+-----)?",
+        r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
+        r"\b(sk-|ghp_|github_pat_|xox[abp]-|whsec_|AKIA)[A-Za-z0-9_-]{8,}",
+        r"://[^/\s:@]*:[^/\s@]+@",
+        r"(?i:[?&](?:token|key|secret|signature|password|api_key)=)[^&\s]+",
+    ];
+    Regex::new(&patterns.join("|")).expect("the patterns are constants")
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streams::records::Fact;
+
+    #[test]
+    fn an_event_has_an_id_of_its_own_and_its_ids_at_the_top() {
+        let id = EntryId { ms: 1_772_981_290_859, seq: 3 };
+        let fact = Fact::new("queue-drainer", "queue.dispatch.failed")
+            .event("evt_1")
+            .entry(&"content/updated:p1", id)
+            .failed("no")
+            .with("eventName", "content/updated")
+            .with("durationMs", 12.6);
+        let entries = [Entry { id, fact: fact.clone() }, Entry { id, fact }];
+        let events = events_of(&entries, "host-a");
+        assert_eq!(events[1].id.to_string(), "1772981290859-3.1");
+        assert_eq!("1772981290859-3.1".parse(), Ok(events[1].id));
+        let json = &events[0].json;
+        assert_eq!((&json["id"], &json["timestamp"]), (&json!("1772981290859-3.0"), &json!(1_772_981_290_859_u64)));
+        assert_eq!((&json["eventId"], &json["family"]), (&json!("evt_1"), &json!("content/updated")));
+        assert_eq!(
+            (&json["duration_ms"], &json["error"], &json["systemId"]),
+            (&json!(13), &json!("no"), &json!("host-a"))
+        );
+    }
+
+    #[test]
+    fn no_sink_gets_a_secret() {
+        let planted = "ghp_0123456789abcdefghij";
+        let fact = Fact::new("queue", "queue.dead")
+            .failed(format!("POST https://me:{planted}@host/x?token={planted} said Bearer {planted}"))
+            .with("apiKey", planted)
+            .with("headers", json!({ "Authorization": planted, "x-hub-signature-256": planted, "plain": planted }))
+            .with("text", "x".repeat(5000));
+        let events = events_of(&[Entry { id: EntryId::MIN, fact }], "h");
+        let text = events[0].json.to_string();
+        assert!(!text.contains(planted), "{text}");
+        assert!(events[0].json["metadata"]["text"].as_str().unwrap().ends_with("…[5000 chars]"));
+    }
+}

@@ -1,0 +1,190 @@
+//! A window of the projection: whole minutes as they are stored, and its two ends folded from the journal.
+
+use std::collections::BTreeMap;
+
+use super::super::latency::read::{self, BySeries};
+use super::super::latency::{Sample, Summary, kind, minute_of};
+use super::NAME;
+use super::fold::{Fold, State, Table};
+use crate::streams::bus::Bus;
+use crate::streams::entry_id::EntryId;
+use crate::streams::minutes::Fields;
+use crate::streams::redis::Error;
+
+/// The kinds a window holds.
+const KINDS: [&str; 6] = [kind::WAIT, kind::WAIT_ACTIVE, kind::DISPATCH, kind::E2E, kind::TRIAGE, kind::OBSERVE];
+/// Journal batches per read.
+const PAGE: usize = 256;
+
+/// What happened since a moment.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// Samples and counts.
+    pub table: Table,
+    /// Pauses and recent records.
+    pub state: State,
+    /// The first batch that counts.
+    pub from: EntryId,
+    /// The last batch read.
+    pub to: EntryId,
+    /// Batches folded here, not read from stored minutes.
+    pub folded: u64,
+    /// Stored minutes read.
+    pub minutes: u64,
+}
+
+impl Window {
+    /// All series of a kind together, as far as `filter` wants them.
+    #[must_use]
+    pub fn sample(&self, kind: &str, filter: impl Fn(&str) -> bool) -> Sample {
+        let mut all = Sample::default();
+        for ((_, _), sample) in self.table.samples.iter().filter(|((of, series), _)| of == kind && filter(series)) {
+            all.merge(sample);
+        }
+        all
+    }
+
+    /// The same, told.
+    #[must_use]
+    pub fn summary(&self, kind: &str, filter: impl Fn(&str) -> bool) -> Summary {
+        self.sample(kind, filter).summary()
+    }
+
+    /// Since when the projection knows anything, ms.
+    #[must_use]
+    pub fn known_since_ms(&self) -> u64 {
+        self.state.first_minute.unwrap_or_default() * 60_000
+    }
+
+    /// The sum of counters `<what>|…` that `filter` wants; it is given the two parts after `<what>`.
+    #[must_use]
+    pub fn count(&self, what: &str, filter: impl Fn(&str, &str) -> bool) -> u64 {
+        self.counts(what).filter(|(of, detail, _)| filter(of, detail)).map(|(_, _, count)| count).sum()
+    }
+
+    /// Counters `<what>|<of>|<detail>`.
+    pub fn counts<'a>(&'a self, what: &'a str) -> impl Iterator<Item = (&'a str, &'a str, u64)> + 'a {
+        self.table.counts.iter().filter_map(move |(name, count)| {
+            let rest = name.strip_prefix(what)?.strip_prefix('|')?;
+            let (of, detail) = rest.split_once('|').unwrap_or((rest, ""));
+            Some((of, detail, *count))
+        })
+    }
+
+    fn add(&mut self, kind: Option<&str>, fields: &Fields) {
+        let Some(kind) = kind else {
+            for (name, value) in fields {
+                let count = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+                *self.table.counts.entry(name.clone()).or_default() += count;
+            }
+            return;
+        };
+        let mut samples = BySeries::new();
+        let broken = read::merge_fields(fields, &mut samples);
+        if broken > 0 {
+            *self.table.counts.entry("undecodable||".into()).or_default() += broken;
+        }
+        for (series, sample) in samples {
+            self.table.samples.entry((kind.to_owned(), series)).or_default().merge(&sample);
+        }
+    }
+}
+
+/// Everything from `from` (a moment or a batch, included) until now.
+pub async fn window(bus: &Bus, from: EntryId) -> Result<Window, Error> {
+    let mut all = Window { from, ..Window::default() };
+    let stored = bus.readers().await?.get(NAME).map(|cursor| cursor.id).unwrap_or_default();
+    let (_, state, _) = bus.read_open_minute(NAME, &[]).await?;
+    let mut state = State::decode(&state);
+    let first_whole = minute_of(from.ms) + u64::from(!from.ms.is_multiple_of(60_000) || from.seq != 0);
+    let mut tail = from;
+    if minute_of(stored.ms) >= first_whole && stored >= from {
+        // The head: up to the first whole minute.
+        let head_end = EntryId { ms: (first_whole * 60_000).saturating_sub(1), seq: u64::MAX };
+        if from < head_end {
+            let mut fold = Fold::from_state(state.clone());
+            all.folded += fold_range(bus, &mut fold, from, head_end).await?;
+            all.table.merge(&fold.total());
+        }
+        // No stored minute is older than the journal's first batch can tell; years of empty minutes need not be read.
+        let oldest = state.first_minute.unwrap_or_default().max(first_whole);
+        let mut open = minute_of(stored.ms);
+        let keys_of = |minute: u64| {
+            let kinds = KINDS.iter().map(move |kind| (Some(*kind), minute));
+            kinds.chain([(None, minute)]).map(|(kind, minute)| match kind {
+                Some(kind) => (Some(kind), bus.keys.latency(kind, minute)),
+                None => (None, bus.keys.counts(minute)),
+            })
+        };
+        let mut closed = oldest;
+        let cursor = loop {
+            // Minutes before the cursor's are closed: nobody writes them any more.
+            let wanted: Vec<_> = (closed..open).flat_map(&keys_of).collect();
+            let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
+            for ((kind, _), fields) in wanted.iter().zip(bus.read_minutes(&keys).await?) {
+                all.add(*kind, &fields);
+            }
+            all.minutes += open.saturating_sub(closed);
+            closed = open.max(closed);
+            let wanted: Vec<_> = keys_of(open).collect();
+            let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
+            let (cursor, newer, fields) = bus.read_open_minute(NAME, &keys).await?;
+            state = State::decode(&newer);
+            if minute_of(cursor.ms) > open {
+                // It moved on while we read: that minute is closed now.
+                open = minute_of(cursor.ms);
+                continue;
+            }
+            for ((kind, _), fields) in wanted.iter().zip(fields) {
+                all.add(*kind, &fields);
+            }
+            all.minutes += 1;
+            break cursor;
+        };
+        all.to = cursor;
+        tail = cursor.next();
+    }
+    let mut fold = Fold::from_state(state);
+    all.folded += fold_tail(bus, &mut fold, tail, &mut all.to).await?;
+    all.table.merge(&fold.total());
+    all.state = fold.state;
+    Ok(all)
+}
+
+/// Folds `from..=to`; how many batches that were.
+async fn fold_range(bus: &Bus, fold: &mut Fold, from: EntryId, to: EntryId) -> Result<u64, Error> {
+    let mut next = from;
+    let mut folded = 0;
+    loop {
+        let page = bus.journal_batches(next, to, PAGE).await?;
+        folded += page.len() as u64;
+        let last = page.last().map(|(id, _)| *id);
+        let is_full = page.len() == PAGE;
+        page.iter().for_each(|(id, fields)| fold.take(*id, fields));
+        match last {
+            Some(last) if is_full => next = last.next(),
+            _ => return Ok(folded),
+        }
+    }
+}
+
+/// Folds all from `from` on, up to what was there when we began.
+async fn fold_tail(bus: &Bus, fold: &mut Fold, from: EntryId, to: &mut EntryId) -> Result<u64, Error> {
+    let end = bus.journal_end().await?;
+    if end < from {
+        return Ok(0);
+    }
+    *to = end;
+    fold_range(bus, fold, from, end).await
+}
+
+/// Counts by family of counters whose second part is a lane.
+#[must_use]
+pub fn by_family<'a>(counts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> BTreeMap<String, u64> {
+    let mut families = BTreeMap::new();
+    for (lane, _, count) in counts {
+        let family = lane.rsplit_once(":p").map_or(lane, |(family, _)| family);
+        *families.entry(family.to_owned()).or_default() += count;
+    }
+    families
+}

@@ -1,0 +1,173 @@
+//! Sinks: where journal records go beside Redis. Each is a reader of the journal with a cursor of its own.
+//!
+//! | sink | file | its cursor holds retention back |
+//! |---|---|---|
+//! | `jsonl` | [`jsonl`] | yes |
+//! | `otlp` | [`otlp`] | no |
+//!
+//! A sink that fails is tried again, 500 ms later at first, then doubling to 30 s; nobody else waits for it. A batch is
+//! passed only after the sink's durable write, so each event arrives at least once; its `id` tells repetitions.
+
+pub mod jsonl;
+pub mod otlp;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+use super::event::{self, Event};
+use crate::streams::bus::Bus;
+use crate::streams::entry_id::EntryId;
+use crate::streams::journal;
+use crate::streams::readers::{Held, Reader};
+use crate::streams::records::Fact;
+
+/// Journal batches per step.
+const PAGE: usize = 64;
+/// Between two looks while nothing is new.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The first wait after a failure, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// What a sink could not do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(pub String);
+
+/// Takes events, in order.
+pub trait Sink: Send {
+    /// Its name among the readers of the journal.
+    const NAME: &'static str;
+    /// Retention waits for it.
+    const IS_REQUIRED: bool;
+
+    /// Writes events durably. On failure none of them counts as written.
+    fn write(&mut self, events: &[Event]) -> impl Future<Output = Result<(), Failed>> + Send;
+
+    /// A pause in the work: what is old may be tidied.
+    fn idle(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// How a sink stands, for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Failed writes.
+    pub errors: u64,
+    /// When it last wrote, seconds since the epoch.
+    pub last_success_s: u64,
+    /// Batches behind, at its last look.
+    pub lag: u64,
+}
+
+/// How the sinks of this process stand. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Standings(Arc<Mutex<HashMap<&'static str, Standing>>>);
+
+impl Standings {
+    fn change(&self, sink: &'static str, change: impl FnOnce(&mut Standing)) {
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(sink).or_default());
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<(&'static str, Standing)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(name, standing)| (*name, *standing)).collect()
+    }
+}
+
+/// Feeds one sink until `stop`. Only one process does at a time.
+pub async fn run<S: Sink>(
+    bus: Bus,
+    owner: String,
+    system: String,
+    mut sink: S,
+    standings: Standings,
+    stop: CancellationToken,
+) {
+    let reader = Reader { name: S::NAME, owner, lease: Duration::from_secs(60), is_required: S::IS_REQUIRED };
+    standings.change(S::NAME, |_| {});
+    let mut wait = RETRY.0;
+    let mut is_failing = false;
+    let mut tidied = Instant::now();
+    loop {
+        let pause = match step(&bus, &reader, &system, &mut sink, &standings).await {
+            Ok(Some(written)) => {
+                if std::mem::take(&mut is_failing) && written > 0 {
+                    tracing::info!(sink = S::NAME, "the sink takes events again");
+                    let _ = bus.journal([Fact::new("journal", "telemetry.sink.recovered").with("sink", S::NAME)]).await;
+                }
+                wait = RETRY.0;
+                if written == PAGE { Duration::ZERO } else { PAUSE }
+            }
+            Ok(None) => Duration::from_secs(5),
+            Err(error) => {
+                standings.change(S::NAME, |standing| standing.errors += 1);
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!(sink = S::NAME, %error, "the sink fails; nothing is lost, it is tried again");
+                    let failed = Fact::new("journal", "telemetry.sink.failed").failed(event::redact_text(&error.0));
+                    let _ = bus.journal([failed.with("sink", S::NAME)]).await;
+                }
+                let pause = wait.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+                wait = (wait * 2).min(RETRY.1);
+                pause
+            }
+        };
+        if tidied.elapsed() > Duration::from_secs(60) {
+            tidied = Instant::now();
+            sink.idle().await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    // What was journaled until now, the end of the drainer included, still goes out.
+    let _ = tokio::time::timeout(Duration::from_secs(3), async {
+        while step(&bus, &reader, &system, &mut sink, &standings).await == Ok(Some(PAGE)) {}
+    })
+    .await;
+    let _ = bus.release_reader(&reader).await;
+}
+
+/// One read, write and move of the cursor: how many batches. `None` while somebody else feeds this sink.
+async fn step<S: Sink>(
+    bus: &Bus,
+    reader: &Reader,
+    system: &str,
+    sink: &mut S,
+    standings: &Standings,
+) -> Result<Option<usize>, Failed> {
+    let redis = |error: crate::streams::redis::Error| Failed(crate::diagnose::chain(&error));
+    let Held::Ours { cursor, .. } = bus.hold_reader(reader).await.map_err(redis)? else { return Ok(None) };
+    let page = bus.journal_batches(cursor.next(), EntryId::MAX, PAGE).await.map_err(redis)?;
+    let mut events = Vec::new();
+    for (id, fields) in &page {
+        let mut entries = Vec::new();
+        if !journal::expand(*id, fields, &mut entries) {
+            tracing::warn!(batch = %id, "a journal batch can't be decoded and is passed over");
+        }
+        events.extend(event::events_of(&entries, system));
+    }
+    if !events.is_empty() {
+        sink.write(&events).await?;
+    }
+    if let Some((last, _)) = page.last() {
+        match bus.move_reader(reader, cursor, *last, "", &[]).await.map_err(redis)? {
+            Held::Ours { .. } => {}
+            Held::Theirs(_) | Held::Moved(_) => return Ok(None),
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let lag = if page.len() < PAGE {
+        0
+    } else {
+        bus.journal_lag(page.last().map_or(cursor, |(id, _)| *id), 1024).await.unwrap_or(0)
+    };
+    standings.change(S::NAME, |standing| (standing.last_success_s, standing.lag) = (now, lag));
+    Ok(Some(page.len()))
+}
