@@ -166,4 +166,23 @@ async fn what_holds_a_run_is_named() {
     let shown = command(&stage, &["functions", "show", "conf-slow"]).await;
     assert_eq!((&shown["slotsHeld"], &shown["waiting"]), (&json!(2), &json!(1)), "{shown}");
     app.open("singleton").await;
+    stage.wait_for_status(&last, "Completed").await;
+    // How long runs waited and steps took, by the command line and for Prometheus.
+    eventually(LONG, || async {
+        let shown = command(&stage, &["functions", "show", "conf-slow"]).await;
+        let count = |of: &str| shown["lastHour"][of]["count"].as_u64().unwrap();
+        if count("queueMs") == 3 && count("stepMs") == 6 { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    eventually(LONG, || async {
+        let (_, text) = stage.get("/metrics").await;
+        let text = text.as_str().unwrap_or_default().to_owned();
+        let is_there = |name: &str| text.lines().any(|line| line.starts_with(name) && line.contains("conf-slow"));
+        if is_there("system_bus_function_queue_hdr_seconds") && is_there("system_bus_function_step_hdr_seconds") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
 }

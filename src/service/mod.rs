@@ -3,6 +3,7 @@
 //! Every task started here has an owner that waits for it, and ends with the one cancellation token. A first SIGTERM
 //! or SIGINT stops gracefully, a second one at once.
 
+mod function_metrics;
 mod note;
 mod notify;
 mod redis;
@@ -171,8 +172,16 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         Ok(())
     });
     let appender = Appender::start(&bus, append_settings(config));
-    let engine = Engine::new(bus.clone(), functions.clone(), appender.clone(), engine_settings(config)?, stop.clone())
-        .map_err(Error::Task)?;
+    let settings = engine::Settings { recorder: Some(telemetry.recorder.clone()), ..engine_settings(config)? };
+    let engine =
+        Engine::new(bus.clone(), functions.clone(), appender.clone(), settings, stop.clone()).map_err(Error::Task)?;
+    if role.drainer {
+        let running = function_metrics::run(telemetry.metrics.clone(), engine.clone(), stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
+    }
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
         let plans = RegistryPlans::new(
@@ -333,6 +342,7 @@ pub fn engine_settings(config: &Config) -> Result<engine::Settings, crate::confi
         sync_interval: own.sync_interval,
         app_urls: own.app_urls.clone(),
         host_aliases: own.host_aliases.iter().filter_map(alias).collect(),
+        recorder: None,
         clock: None,
     })
 }

@@ -34,6 +34,8 @@ pub struct Telemetry {
     pub metrics: Arc<Metrics>,
     /// Where to listen for it.
     pub address: Option<SocketAddr>,
+    /// What the journal does not tell is recorded through it.
+    pub recorder: Recorder,
 }
 
 /// Between two looks at the checks of readiness.
@@ -95,7 +97,7 @@ pub(super) fn start(
     let bus = bus.separate();
     let (recorder, flusher) = Recorder::new(bus.clone(), owner.as_str(), config.telemetry.minute_retention);
     let metrics = Metrics::new(config.telemetry.metrics_max_families);
-    let fed = Fed { standings: Standings::default(), recorder, heartbeat: Heartbeat::default() };
+    let fed = Fed { standings: Standings::default(), recorder: recorder.clone(), heartbeat: Heartbeat::default() };
     let beating = fed.heartbeat.clone().run(stop.clone());
     tasks.spawn(async move {
         beating.await;
@@ -110,7 +112,7 @@ pub(super) fn start(
         }
         address
     });
-    let telemetry = Telemetry { metrics: metrics.clone(), address };
+    let telemetry = Telemetry { metrics: metrics.clone(), address, recorder };
     let (done, ended) = tokio::sync::oneshot::channel();
     let (config, stop) = (config.clone(), stop.clone());
     let body = move || {

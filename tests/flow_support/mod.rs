@@ -83,6 +83,7 @@ impl Stage {
             sync_interval: Duration::from_secs(60),
             app_urls: Vec::new(),
             host_aliases: Vec::new(),
+            recorder: None,
             clock: Some(clock),
         };
         let registry = Registry::new(t.bus.clone());

@@ -10,9 +10,12 @@ use super::operate::mark_json;
 use super::{function_named, no_function, snapshot, when};
 use crate::functions::store::{Group, Runs};
 use crate::moment::iso;
+use crate::telemetry::latency::{Sample, Summary, kind, minute_of, read};
 
 /// Groups shown of a function with many keys.
 const SHOWN: usize = 50;
+/// Minutes of which percentiles are shown.
+const HOUR: u64 = 60;
 
 /// Everything about one function: schedules, limits, who holds and who waits
 #[derive(Debug, Clone, clap::Args)]
@@ -46,6 +49,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     }
     let latest = runs.latest_of(std::slice::from_ref(&function.slug)).await?.remove(&function.slug);
     let paused = known.paused_by(function);
+    let minute = minute_of(now);
+    let times = async |kind| -> Result<Summary, Failure> {
+        let samples = read::minutes(&bus, kind, minute.saturating_sub(HOUR - 1), minute).await?;
+        Ok(samples.get(&function.slug).map(Sample::summary).unwrap_or_default())
+    };
+    let (queue, step) = (times(kind::RUN_QUEUE).await?, times(kind::STEP).await?);
 
     let result = json!({
         "function": {
@@ -56,6 +65,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
             "paused": paused.map(mark_json),
         },
         "nextTicks": ticks.iter().map(|(cron, at)| json!({ "cron": cron, "at": iso(*at) })).collect::<Vec<_>>(),
+        "lastHour": { "queueMs": queue, "stepMs": step },
         "slotsHeld": held,
         "waiting": waiting,
         "groups": groups.iter().take(SHOWN).map(|group| json!(group)).collect::<Vec<Value>>(),
@@ -68,6 +78,15 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         human = human.text(format!("paused {} by {}: {}", when(mark.at_ms, now), mark.actor, mark.reason));
     }
     human = human.pairs(ticks.iter().map(|(cron, at)| (cron.clone(), format!("next tick {}", when(*at, now)))));
+    let told = |summary: &Summary| {
+        let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
+        format!("p50 {}, p95 {}, p99 {} of {}", ms(summary.p50), ms(summary.p95), ms(summary.p99), summary.count)
+    };
+    for (name, summary) in [("queued, last hour", &queue), ("steps, last hour", &step)] {
+        if summary.count > 0 {
+            human = human.pairs([(name, told(summary))]);
+        }
+    }
     human = human.pairs([("slots held", held.to_string()), ("waiting", waiting.to_string())]);
     if !groups.is_empty() {
         human = human.table(

@@ -16,6 +16,7 @@ use super::event::{internal, names};
 use super::finish::Ending;
 use super::ops::Op;
 use crate::streams::records::Fact;
+use crate::telemetry::latency::kind;
 
 /// Largest result of one step, bytes.
 pub const OUTPUT_MAX: usize = 4 << 20;
@@ -50,6 +51,8 @@ pub(super) struct Context<'a> {
     pub function: &'a Function,
     pub snapshot: &'a Snapshot,
     pub entry: &'a str,
+    /// How long the call took.
+    pub took: Duration,
 }
 
 impl<'a> Context<'a> {
@@ -206,6 +209,9 @@ impl<'a> Context<'a> {
         too_large(value.len())?;
         let attempt = self.begun.attempt;
         let note = history::step_completed(&op.id, op.label(), &op.op, attempt, op.times(), is_error);
+        // An SDK that does not say how long its step took made a call for it.
+        let took = op.times().map_or(self.took, |(_, ns)| Duration::from_nanos(ns));
+        self.engine.record(kind::STEP, &self.function.slug, took);
         applied.advance.fact(self.step_fact(op, is_error));
         applied.advance.memo(&op.id, value.clone(), note);
         applied.memos.push((op.id.clone(), value));

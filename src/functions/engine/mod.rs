@@ -53,6 +53,7 @@ use crate::config::MissedTicks;
 use crate::streams::append::Appender;
 use crate::streams::bus::Bus;
 use crate::streams::redis::Error as RedisError;
+use crate::telemetry::latency::Recorder;
 
 pub use events::EventHandler;
 pub use overhead::Overhead;
@@ -82,6 +83,8 @@ pub struct Settings {
     pub app_urls: Vec<String>,
     /// Names that stand for other hosts in app URLs.
     pub host_aliases: Vec<(String, String)>,
+    /// Takes how long runs wait and steps take.
+    pub recorder: Option<Recorder>,
     /// See [`Runs::with_clock`]: only where a test moves time.
     pub clock: Option<String>,
 }
@@ -169,6 +172,13 @@ impl Engine {
     #[must_use]
     pub fn overhead(&self) -> Overhead {
         self.inner.overhead.read()
+    }
+
+    /// Records a duration of a function: `RUN_QUEUE` or `STEP`.
+    pub(in crate::functions) fn record(&self, kind: &'static str, function: &str, took: Duration) {
+        if let Some(recorder) = &self.inner.settings.recorder {
+            recorder.record(kind, function, took);
+        }
     }
 
     /// Measures from here on.

@@ -19,6 +19,7 @@ use super::call::{Call, DISCOVERY, Ticket, body};
 use super::finish::Ending;
 use crate::drainer::handlers::{Dispatch, Handler, Outcome};
 use crate::streams::redis::Error as RedisError;
+use crate::telemetry::latency::kind;
 
 /// How long an answer is offered to a Redis that is away before the work item is given back.
 const STORE_FOR: Duration = Duration::from_secs(60);
@@ -102,6 +103,11 @@ impl Engine {
                 Err(error) => return retry(&error),
             }
         };
+        // Its first call begins in the moment in which it starts.
+        if begun.run.started_ms == Some(begun.now_ms) {
+            let waited = Duration::from_millis(begun.now_ms.saturating_sub(begun.run.queued_ms));
+            self.record(kind::RUN_QUEUE, &begun.run.function, waited);
+        }
         let mut answered = None;
         loop {
             // What is stored so far goes on with whoever is handed the entry.
@@ -122,8 +128,10 @@ impl Engine {
         let Some(function) = snapshot.function(&begun.run.function).cloned() else {
             return self.without_function(&begun, entry).await;
         };
-        let context = Context { engine: self, begun: &begun, function: &function, snapshot: &snapshot, entry };
+        let called = Instant::now();
         let answer = self.call_function(&begun, &function, answered).await;
+        let took = called.elapsed();
+        let context = Context { engine: self, begun: &begun, function: &function, snapshot: &snapshot, entry, took };
         if !matches!(answer, Answer::Unreached(_)) {
             self.reached(&function.app);
         }

@@ -16,6 +16,7 @@ use super::super::engine::ops::Op;
 use super::super::store::{Advance, Advanced, Guard, history};
 use super::{BODY_MAX, Facade, Problem, read_body};
 use crate::streams::records::Fact;
+use crate::telemetry::latency::kind;
 
 /// Largest value of one step, bytes.
 const OUTPUT_MAX: usize = 4 << 20;
@@ -33,6 +34,8 @@ struct Report {
     qi_id: String,
     #[serde(default)]
     generation_id: Option<u64>,
+    #[serde(default)]
+    fn_id: String,
     #[serde(default)]
     steps: Vec<Op>,
 }
@@ -57,6 +60,7 @@ async fn asynchronous(
     let settings = engine.settings();
     let mut advance = Advance::new(&owner, guard, settings.limits, settings.keep.done_ms);
     advance.checkpoint();
+    let known = engine.registry().current();
     for op in &report.steps {
         let value = match op.op.as_str() {
             "StepRun" => format!(r#"{{"data":{}}}"#, op.result()),
@@ -73,6 +77,9 @@ async fn asynchronous(
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error).code("output_too_large"));
         }
         let note = history::step_completed(&op.id, op.label(), &op.op, 0, op.times(), false);
+        if let (Some((_, ns)), Some(function)) = (op.times(), known.function(&report.fn_id)) {
+            engine.record(kind::STEP, &function.slug, std::time::Duration::from_nanos(ns));
+        }
         advance.memo(&op.id, value, note);
         advance.fact(
             Fact::new("functions", "function.step.completed").with("runId", run.clone()).with("step", op.label()),

@@ -107,6 +107,11 @@ fn place_ms(order: Moment, queued: u64, started: Option<u64>, ended: Option<u64>
 }
 
 impl Runs {
+    /// How many runs have this status.
+    pub async fn how_many(&self, status: Status) -> Result<u64, Error> {
+        self.bus.redis.query(redis::cmd("ZCARD").arg(self.key(&format!("runs:st:{status}")))).await
+    }
+
     /// Runs that match, from the index that says most about them.
     pub async fn list(&self, filter: &Filter) -> Result<Page, Error> {
         let keys: Vec<String> = match (&filter.functions[..], &filter.status[..]) {

@@ -57,7 +57,8 @@ impl MetricConstructor<Histogram> for Bounds {
 
 type Histograms = Family<Labels, Histogram, Bounds>;
 type Counters = Family<Labels, Counter>;
-pub(super) type Levels = Family<Labels, Level>;
+/// Gauges by their labels.
+pub type Levels = Family<Labels, Level>;
 
 macro_rules! metrics {
     (
@@ -155,6 +156,10 @@ metrics! {
         pause_expires = "system_bus_queue_pause_expires_timestamp_seconds", "When a pause ends";
         functions_registered = "system_bus_functions_registered", "Functions that apps serve";
         runs_active = "system_bus_function_runs_active", "Runs that have not ended";
+        function_slots = "system_bus_function_slots_held", "Slots of concurrency limits that are held";
+        function_waiting = "system_bus_function_waiting", "Calls that a limit, a throttle, a batch or a debounce holds back";
+        function_queue = "system_bus_function_queue_hdr_seconds", "Exact percentiles from a run's creation to its first call, five minutes";
+        function_step = "system_bus_function_step_hdr_seconds", "Exact percentiles of steps, five minutes";
         redis_up = "system_bus_redis_up", "1 while Redis answers";
         redis_memory_used = "system_bus_redis_memory_used_bytes", "Memory that Redis uses";
         redis_memory_max = "system_bus_redis_memory_max_bytes", "Memory that Redis may use; 0 is no limit";
