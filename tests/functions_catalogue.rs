@@ -137,6 +137,19 @@ async fn the_whole_catalogue_registers_and_comes_back_as_it_went() {
     assert_eq!(unquoted, expected);
 }
 
+/// Milliseconds of `45s`, `30m`, `12h`.
+fn ms(text: &Value) -> u64 {
+    let text = text.as_str().unwrap();
+    let (number, unit) = text.split_at(text.len() - 1);
+    let unit_ms = match unit {
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        other => panic!("{text}: no unit {other}"),
+    };
+    number.parse::<u64>().unwrap() * unit_ms
+}
+
 #[test]
 fn flow_control_is_read_as_it_is_meant() {
     for (app, role) in [("system-bus-host", "host"), ("system-bus-cluster", "cluster")] {
@@ -155,11 +168,31 @@ fn flow_control_is_read_as_it_is_meant() {
                 assert_eq!(read.key.as_deref(), sent["key"].as_str(), "{slug}");
                 assert_eq!(read.scope.as_str(), sent["scope"].as_str().unwrap_or("fn"), "{slug}");
             }
-            assert_eq!(function.flow.throttle.is_some(), !sent["throttle"].is_null(), "{slug}");
-            assert_eq!(function.flow.debounce.is_some(), !sent["debounce"].is_null(), "{slug}");
-            assert_eq!(function.flow.singleton.is_some(), !sent["singleton"].is_null(), "{slug}");
-            let limits_rate = !sent["rateLimit"].is_null() || !sent["idempotency"].is_null();
-            assert_eq!(function.flow.rate_limit.is_some(), limits_rate, "{slug}");
+            let flow = &function.flow;
+            let throttle = flow.throttle.as_ref().map(|it| json!([it.limit, it.burst, it.period_ms, it.key]));
+            let meant =
+                sent["throttle"].as_object().map(|it| json!([it["limit"], 0, ms(&it["period"]), it.get("key")]));
+            assert_eq!(throttle, meant, "{slug}");
+            let rate = flow.rate_limit.as_ref().map(|it| json!([it.limit, it.period_ms, it.key]));
+            let once = sent["idempotency"].as_str().map(|key| json!([1, 86_400_000, key]));
+            let meant = sent["rateLimit"].as_object().map(|it| json!([it["limit"], ms(&it["period"]), it.get("key")]));
+            assert_eq!(rate, once.or(meant), "{slug}");
+            let debounce = flow.debounce.as_ref().map(|it| json!([it.period_ms, it.timeout_ms, it.key]));
+            let of_text =
+                |it: &Value| it["period"].as_str().map(|_| json!([ms(&it["period"]), ms(&it["timeout"]), it["key"]]));
+            assert_eq!(debounce, of_text(&sent["debounce"]), "{slug}");
+            let singleton = flow.singleton.as_ref().map(|it| json!([it.key, it.mode]));
+            let meant = sent["singleton"].as_object().map(|it| json!([it["key"], it["mode"]]));
+            assert_eq!(singleton, meant, "{slug}");
+            assert_eq!(json!(flow.priority), sent["priority"]["run"], "{slug}");
+            let timeout = |key: &str| sent["timeouts"].get(key).map(ms);
+            let read = (function.start_timeout_ms, function.finish_timeout_ms);
+            assert_eq!(read, (timeout("start"), timeout("finish")), "{slug}");
+            let retries = &sent["steps"]["step"]["retries"]["attempts"];
+            assert_eq!(json!(function.retries), *retries, "{slug}");
+            let cancels: Vec<_> = function.cancel.iter().map(|it| json!([it.event, it.condition])).collect();
+            let meant = sent["cancel"].as_array().into_iter().flatten().map(|it| json!([it["event"], it["if"]]));
+            assert_eq!(cancels, meant.collect::<Vec<_>>(), "{slug}");
             // Every schedule has a next tick.
             let now = 1_795_735_000_000;
             let crons = function.triggers.iter().filter(|trigger| trigger.cron.is_some()).count();
@@ -169,13 +202,21 @@ fn flow_control_is_read_as_it_is_meant() {
     }
 }
 
-#[test]
-fn a_wrong_schedule_refuses_the_sync_and_names_function_field_and_cause() {
-    let mut document = document("system-bus-host", "host");
+#[tokio::test]
+async fn a_wrong_schedule_refuses_the_sync_and_names_function_field_and_cause() {
+    let stage = Stage::start().await;
+    let app = "system-bus-host";
+    let mut document = document(app, "host");
+    let (status, answer) = stage.post("/fn/register", &document.to_string()).await;
+    assert_eq!(status, 200, "{answer}");
+    let before = stage.functions_of(app).await;
     document["functions"][3]["triggers"] = json!([{"cron": "61 * * * *"}]);
     let slug = document["functions"][3]["id"].as_str().unwrap().to_owned();
-    let error = Registration::parse(&document, None).unwrap_err().to_string();
+    let (status, answer) = stage.post("/fn/register", &document.to_string()).await;
+    assert_eq!(status, 400, "{answer}");
+    let error = answer["error"].as_str().unwrap();
     assert!(error.contains(&slug) && error.contains("triggers[0].cron") && error.contains("61"), "{error}");
+    assert_eq!(stage.functions_of(app).await, before, "what was registered stays");
 }
 
 #[test]
