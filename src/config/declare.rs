@@ -197,6 +197,11 @@ pub fn share() -> Kind<f64> {
     })
 }
 
+/// A number from 0 to 1.
+pub fn fraction() -> Kind<f64> {
+    Kind::new("0 to 1", |text| text.parse().ok().filter(|share| (0.0..=1.0).contains(share)))
+}
+
 /// Yes or no, in any of the usual words and any case.
 pub fn flag() -> Kind<bool> {
     Kind::new("1/true/yes/on or 0/false/no/off", |text| match text.to_ascii_lowercase().as_str() {

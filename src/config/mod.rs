@@ -29,8 +29,8 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, QueueConfig,
-    RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, WebhookConfig,
+    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, OwnTraces,
+    QueueConfig, RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, TraceTrust, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::declare::{
-    bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, list, memory_budget, ms, optional, path, seconds,
-    secret, settings, share, span, span_or_off, text, words,
+    bytes, choice, cidrs, count, flag, fraction, http_url, ip, key_prefix, list, memory_budget, ms, optional, path,
+    seconds, secret, settings, share, span, span_or_off, text, words,
 };
 use super::units::{Cidr, MemoryBudget};
 
@@ -60,6 +60,47 @@ pub enum OtlpProtocol {
     /// gRPC.
     Grpc,
 }
+
+/// Whose `traceparent` is the parent of what follows from a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceTrust {
+    /// Nobody's.
+    None,
+    /// This machine's and private networks'.
+    Internal,
+    /// Everybody's.
+    All,
+}
+
+/// `OTEL_TRACES_SAMPLER`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceSampler {
+    /// What decides about a trace that begins here.
+    pub own: OwnTraces,
+    /// A context from outside decides about its trace.
+    pub follows_parent: bool,
+}
+
+/// Which traces that begin here are exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnTraces {
+    /// All.
+    On,
+    /// None.
+    Off,
+    /// The share that `OTEL_TRACES_SAMPLER_ARG` says.
+    Ratio,
+}
+
+/// The names that OpenTelemetry gives them.
+const SAMPLERS: [(&str, TraceSampler); 6] = [
+    ("always_on", TraceSampler { own: OwnTraces::On, follows_parent: false }),
+    ("always_off", TraceSampler { own: OwnTraces::Off, follows_parent: false }),
+    ("traceidratio", TraceSampler { own: OwnTraces::Ratio, follows_parent: false }),
+    ("parentbased_always_on", TraceSampler { own: OwnTraces::On, follows_parent: true }),
+    ("parentbased_always_off", TraceSampler { own: OwnTraces::Off, follows_parent: true }),
+    ("parentbased_traceidratio", TraceSampler { own: OwnTraces::Ratio, follows_parent: true }),
+];
 
 settings! {
     /// Where things are, and how the program talks.
@@ -224,7 +265,7 @@ settings! {
         jsonl_max_total_bytes: u64 = bytes(1 << 20..=1 << 50), "OTEL_JSONL_MAX_TOTAL_BYTES", default "2GiB";
         /// How long they stay.
         jsonl_retention: Duration = span(), "OTEL_JSONL_RETENTION", default "14d";
-        /// An OpenTelemetry collector that gets every journal record as a log. Unset: none does.
+        /// An OpenTelemetry collector that gets every journal record as a log, and spans. Unset: none does.
         otlp_endpoint: Option<String> = optional(http_url()), "OTEL_EXPORTER_OTLP_ENDPOINT", default "", environment_first;
         /// How it is spoken to.
         otlp_protocol: OtlpProtocol = choice(&[("http/protobuf", OtlpProtocol::Http), ("grpc", OtlpProtocol::Grpc)]), "OTEL_EXPORTER_OTLP_PROTOCOL", default "http/protobuf", environment_first;
@@ -232,6 +273,14 @@ settings! {
         otlp_headers: Option<SecretString> = optional(secret()), "OTEL_EXPORTER_OTLP_HEADERS", default "", environment_first;
         /// How long one export may take.
         otlp_timeout: Duration = ms(100..=600_000), "OTEL_EXPORTER_OTLP_TIMEOUT", default "10000", environment_first;
+        /// Whether it gets spans: `otlp`, or `none`.
+        traces_are_exported: bool = choice(&[("otlp", true), ("none", false)]), "OTEL_TRACES_EXPORTER", default "otlp", environment_first;
+        /// Which traces it gets. Errors, retries, dead letters and waits above 5 s are always told.
+        traces_sampler: TraceSampler = choice(&SAMPLERS), "OTEL_TRACES_SAMPLER", default "parentbased_traceidratio", environment_first;
+        /// The share of traces that the samplers with `ratio` keep.
+        traces_sampler_arg: f64 = fraction(), "OTEL_TRACES_SAMPLER_ARG", default "0.1", environment_first;
+        /// Whose `traceparent` header is the parent of what a request causes; that of others is only a link.
+        trust_traceparent: TraceTrust = choice(&[("none", TraceTrust::None), ("internal", TraceTrust::Internal), ("all", TraceTrust::All)]), "SYSTEM_BUS_TRUST_TRACEPARENT", default "internal";
         /// The name of this service there.
         service_name: String = text(), "OTEL_SERVICE_NAME", default "system-bus", environment_first;
         /// The name of this machine in telemetry. Unset: its host name.

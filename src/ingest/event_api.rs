@@ -16,7 +16,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use futures_util::future::BoxFuture;
@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::admission::{Accepted, Admission, AskedPriority, Emit, PublicId};
+use super::caused_by::CausedBy;
 use super::fields::{Fields, json_string, object_text};
 use super::peer::Peer;
 use super::request_body;
@@ -151,7 +152,7 @@ impl EventApi {
         let settings = &self.settings;
         let body = request_body::read(&parts.headers, body, settings.max_body_bytes, settings.body_timeout).await?;
         let text = std::str::from_utf8(&body).map_err(|error| Refused::invalid(format!("not UTF-8: {error}")))?;
-        let sent = self.parse(text, &parts.headers)?;
+        let sent = self.parse(text, &parts.headers, &parts.extensions)?;
         let emits: Vec<Emit<'_>> = sent.iter().map(Sent::emit).collect();
         let admitted = tokio::time::timeout(settings.append_timeout, self.admission.admit_batch(&emits)).await;
         let accepted = match admitted {
@@ -207,7 +208,7 @@ impl EventApi {
         if bool::from(is_known) { Ok(()) } else { Err(unknown()) }
     }
 
-    fn parse<'a>(&self, text: &'a str, headers: &HeaderMap) -> Result<Vec<Sent<'a>>, Refused> {
+    fn parse<'a>(&self, text: &'a str, headers: &HeaderMap, extensions: &Extensions) -> Result<Vec<Sent<'a>>, Refused> {
         let text = text.trim_matches([' ', '\t', '\r', '\n']);
         let invalid = |error: serde_json::Error| Refused::invalid(format!("not valid JSON: {error}"));
         let items: Vec<&'a RawValue> = match text.as_bytes().first() {
@@ -223,7 +224,7 @@ impl EventApi {
         if items.len() > limit {
             return Err(Refused::invalid(format!("Cannot have more than {limit} events in a batch")));
         }
-        let context = Context::of(headers);
+        let context = Context::of(headers, extensions);
         let max = self.settings.max_event_bytes;
         let mut sent = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
@@ -258,18 +259,13 @@ struct Context {
 }
 
 impl Context {
-    fn of(headers: &HeaderMap) -> Self {
+    fn of(headers: &HeaderMap, extensions: &Extensions) -> Self {
         let header = |name: &str| {
             let text = headers.get(name)?.to_str().ok()?.trim();
             (!text.is_empty() && text.len() <= 512).then(|| json_string(text))
         };
-        let state = header("tracestate");
-        let trace = header("traceparent").map(|parent| {
-            let members = [Some(("traceparent", parent.as_str())), state.as_deref().map(|s| ("tracestate", s))];
-            object_text(members.into_iter().flatten())
-        });
         let seed = headers.get("x-inngest-event-id-seed").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Self { env: header("x-inngest-env"), trace, seed }
+        Self { env: header("x-inngest-env"), trace: CausedBy::object_of(extensions), seed }
     }
 }
 

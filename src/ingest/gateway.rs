@@ -27,6 +27,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::admission::{self, Admission, Emit};
+use super::caused_by::CausedBy;
 use super::fields::{json_string, object_text};
 use super::limiter::AuthFailures;
 use super::peer::Peer;
@@ -164,6 +165,7 @@ impl Gateway {
         let limit = settings.max_body_bytes_of.get(provider.id()).copied().unwrap_or(settings.max_body_bytes);
         let raw = request_body::read(&parts.headers, body, limit, settings.body_timeout).await?;
 
+        let trace = CausedBy::object_of(&parts.extensions);
         let secrets = inner.secrets.load_full();
         let Some(secrets) = secrets.get(provider.id()).filter(|secrets| secrets.is_configured()) else {
             if inner.sampler.count(provider.id(), None, Duration::from_secs(600)).is_some() {
@@ -198,7 +200,7 @@ impl Gateway {
             slot = delivery.slot().label(),
         );
         match provider.normalize(&delivery, &body) {
-            Ok(events) if !events.is_empty() => self.append(provider, &key, &events).await,
+            Ok(events) if !events.is_empty() => self.append(provider, &key, &events, trace.as_deref()).await,
             Ok(_) => Ok(dropped(provider, "no_event")),
             Err(skip) => Ok(dropped(provider, &skip.to_string())),
         }
@@ -216,6 +218,7 @@ impl Gateway {
         provider: &'static dyn Provider,
         key: &DeliveryKey,
         events: &[NormalizedEvent],
+        trace: Option<&str>,
     ) -> Result<Response, Refused> {
         let settings = &self.0.settings;
         let names: Vec<String> = events.iter().map(|e| format!("{}/{}", provider.event_prefix(), e.name)).collect();
@@ -233,6 +236,7 @@ impl Gateway {
                 id: Some(&event.id),
                 source: Some(&source),
                 meta: Some(meta),
+                trace,
                 once: Some(Once { key: once_key(provider.id(), key, index), window }),
                 ..Emit::default()
             })

@@ -12,6 +12,7 @@
 //! 3. A batch is validated whole before its first append.
 
 pub mod admission;
+pub mod caused_by;
 pub mod event_api;
 pub mod fields;
 pub mod gateway;

@@ -14,6 +14,7 @@
 
 pub mod health;
 pub mod metrics;
+pub mod trace;
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -55,6 +56,8 @@ pub struct Parts {
     pub readiness: Readiness,
     /// `/metrics`.
     pub metrics: Option<Arc<Metrics>>,
+    /// Traces of what brings events.
+    pub tracing: trace::Tracing,
 }
 
 /// Why the server does not run.
@@ -121,7 +124,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// All routes.
 pub fn router(parts: Parts) -> Router {
-    let Parts { gateway, event_api, facade, readiness, metrics } = parts;
+    let Parts { gateway, event_api, facade, readiness, metrics, tracing } = parts;
     let kind = facade.as_ref().map_or("dev", Facade::kind);
     let ready = move || {
         let readiness = readiness.clone();
@@ -135,7 +138,8 @@ pub fn router(parts: Parts) -> Router {
         .route("/metrics", get(metrics::local).with_state(metrics.clone()))
         .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
     // Both count bytes while they read, by their own limits.
-    let counted = gateway.router().merge(event_api.router()).layer(DefaultBodyLimit::disable());
+    let counted = gateway.router().merge(event_api.router());
+    let counted = counted.layer(DefaultBodyLimit::disable()).layer(from_fn_with_state(tracing, trace::follow));
     let all = own
         .merge(counted)
         .merge(facade.map(Facade::router).unwrap_or_default())

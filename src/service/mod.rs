@@ -232,6 +232,11 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             facade: Some(Facade::new(engine.clone(), config.webhook.trusted_proxies.clone())),
             readiness: readiness.clone(),
             metrics: Some(telemetry.metrics.clone()),
+            tracing: server::trace::Tracing {
+                trust: config.telemetry.trust_traceparent,
+                trusted_proxies: config.webhook.trusted_proxies.clone(),
+                spans: telemetry.spans.clone(),
+            },
         };
         telemetry.watch(readiness, &stop, &mut tasks);
         let router = server::router(parts);

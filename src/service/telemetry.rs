@@ -10,22 +10,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use crate::config::{Config, OtlpProtocol};
+use crate::config::{Config, OtlpProtocol, OwnTraces};
 use crate::diagnose::chain;
 use crate::server;
 use crate::server::health::Readiness;
 use crate::streams::bus::Bus;
+use crate::streams::trace::Sampler;
 use crate::telemetry::latency::Recorder;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::refresh::{self, Fed, Heartbeat};
 use crate::telemetry::projection::{self, Follower};
 use crate::telemetry::sinks::jsonl::{self, Jsonl};
 use crate::telemetry::sinks::otlp::{self, Otlp, Transport};
-use crate::telemetry::sinks::{self, Sink as _, Standings};
+use crate::telemetry::sinks::{self, Sink as _, Standings, traces};
+use crate::telemetry::spans::{HttpSpan, Spans};
 
 /// What the other parts of a process get of it.
 #[derive(Debug, Clone)]
@@ -36,6 +39,8 @@ pub struct Telemetry {
     pub address: Option<SocketAddr>,
     /// What the journal does not tell is recorded through it.
     pub recorder: Recorder,
+    /// Takes spans of requests, where a collector gets them.
+    pub spans: Option<Spans>,
 }
 
 /// Between two looks at the checks of readiness.
@@ -112,7 +117,11 @@ pub(super) fn start(
         }
         address
     });
-    let telemetry = Telemetry { metrics: metrics.clone(), address, recorder };
+    install_sampler(config);
+    let exports_spans =
+        config.telemetry.is_enabled && config.telemetry.traces_are_exported && config.telemetry.otlp_endpoint.is_some();
+    let (spans, offered) = exports_spans.then(Spans::new).unzip();
+    let telemetry = Telemetry { metrics: metrics.clone(), address, recorder, spans };
     let (done, ended) = tokio::sync::oneshot::channel();
     let (config, stop) = (config.clone(), stop.clone());
     let body = move || {
@@ -122,7 +131,7 @@ pub(super) fn start(
                 let tasks = LocalSet::new();
                 tasks.block_on(&runtime, async move {
                     let flushing = tokio::task::spawn_local(flusher.run(stop.clone()));
-                    run(&config, &bus, &owner, &metrics, &fed, &stop).await;
+                    run(&config, &bus, &owner, &metrics, &fed, offered, &stop).await;
                     let _ = flushing.await;
                 });
                 Ok(())
@@ -147,7 +156,26 @@ fn lower_priority() {
     }
 }
 
-async fn run(config: &Config, bus: &Bus, owner: &str, metrics: &Arc<Metrics>, fed: &Fed, stop: &CancellationToken) {
+/// Every part of the process decides alike which traces are exported.
+fn install_sampler(config: &Config) {
+    let wanted = config.telemetry.traces_sampler;
+    let own = match wanted.own {
+        OwnTraces::On => Sampler::On,
+        OwnTraces::Off => Sampler::Off,
+        OwnTraces::Ratio => Sampler::Ratio(config.telemetry.traces_sampler_arg),
+    };
+    own.install(wanted.follows_parent);
+}
+
+async fn run(
+    config: &Config,
+    bus: &Bus,
+    owner: &str,
+    metrics: &Arc<Metrics>,
+    fed: &Fed,
+    offered: Option<mpsc::Receiver<HttpSpan>>,
+    stop: &CancellationToken,
+) {
     let own = &config.telemetry;
     let standings = &fed.standings;
     let Some(instance) = settle(config, bus, stop).await else { return };
@@ -179,6 +207,17 @@ async fn run(config: &Config, bus: &Bus, owner: &str, metrics: &Arc<Metrics>, fe
             standings.clone(),
             stop.clone(),
         ));
+    }
+    if let (Some(endpoint), Some(offered)) = (&own.otlp_endpoint, offered) {
+        let settings = otlp_settings(config, endpoint);
+        match traces::Exporter::new(&settings).and_then(|first| Ok((first, traces::Exporter::new(&settings)?))) {
+            Ok((sink, of_requests)) => {
+                let (bus, owner, standings) = (bus.separate(), owner.to_owned(), standings.clone());
+                tasks.spawn_local(sinks::run(bus, owner, system.clone(), sink, standings, stop.clone()));
+                tasks.spawn_local(traces::export_http(of_requests, offered, stop.clone()));
+            }
+            Err(error) => tracing::error!(%error, "no spans go to OTEL_EXPORTER_OTLP_ENDPOINT"),
+        }
     }
     if let Some(endpoint) = &own.otlp_endpoint {
         match Otlp::new(&otlp_settings(config, endpoint)) {

@@ -28,6 +28,7 @@ use super::lane::Lane;
 use super::priority::Priority;
 use super::records::{Enqueue, EnqueueRow, PackedId, Record, nth_id};
 use super::scripts;
+use super::trace::TraceContext;
 use crate::diagnose::{Diagnose, Exit};
 
 /// Most events in one script call.
@@ -318,6 +319,8 @@ struct Encoded {
     data_hash: String,
     at: Option<i64>,
     unrouted: bool,
+    /// Who caused it.
+    trace: Option<TraceContext>,
 }
 
 impl Appender {
@@ -388,6 +391,7 @@ fn encode_one(index: usize, event: NewEvent, own_id: uuid::Uuid, now: i64, limit
         triage: event.triage,
         meta: event.meta,
     };
+    let trace = TraceContext::of_envelope(&envelope);
     let bytes = envelope.encode().map_err(|error| Error::Internal(error.to_string()))?;
     if bytes.len() > limit {
         return Err(Error::TooLarge { index, name: envelope.name, size: bytes.len(), limit });
@@ -404,6 +408,7 @@ fn encode_one(index: usize, event: NewEvent, own_id: uuid::Uuid, now: i64, limit
         data_hash,
         at: event.at,
         unrouted: event.unrouted,
+        trace,
     })
 }
 
@@ -744,11 +749,14 @@ impl<'e> Batch<'e> {
             let (lane, source, unrouted) = (short(*lane), short(source), u8::from(event.unrouted));
             let bytes = u32::try_from(event.bytes.len()).unwrap_or(u32::MAX);
             let goes_on = event.own_id.is_some() && event.own_id == next;
+            let trace = event.trace;
             match rows.last_mut() {
-                Some(row) if goes_on && (row.0, row.2, row.4) == (lane, source, unrouted) => row.3.push(bytes),
+                Some(row) if goes_on && (row.0, row.2, row.4, row.5) == (lane, source, unrouted, trace) => {
+                    row.3.push(bytes);
+                }
                 _ => {
                     first = event.own_id;
-                    rows.push(EnqueueRow(lane, PackedId(event.id.clone()), source, vec![bytes], unrouted));
+                    rows.push(EnqueueRow(lane, PackedId(event.id.clone()), source, vec![bytes], unrouted, trace));
                 }
             }
             next = first.zip(rows.last()).map(|(first, row)| nth_id(first, row.3.len()));

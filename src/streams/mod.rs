@@ -33,3 +33,4 @@ pub mod retention;
 mod rows;
 pub mod scripts;
 pub mod sessions;
+pub mod trace;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::entry_id::EntryId;
+use super::trace::TraceContext;
 
 /// One element of a journal batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,15 +40,15 @@ pub struct Enqueue {
     pub rows: Vec<EnqueueRow>,
 }
 
-/// Offered events: lane, id of the first, source, bytes of each entry, 1 when no route was known. A row of several
-/// stands for ids that follow each other (see [`nth_id`]), which is what the appender makes for a batch.
+/// Offered events: lane, id of the first, source, bytes of each entry, 1 when no route was known, who caused it. A row
+/// of several stands for ids that follow each other (see [`nth_id`]), which is what the appender makes for a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EnqueueRow(pub u16, pub PackedId, pub u16, pub Vec<u32>, pub u8);
+pub struct EnqueueRow(pub u16, pub PackedId, pub u16, pub Vec<u32>, pub u8, #[serde(default)] pub Option<TraceContext>);
 
 impl Enqueue {
     /// Lane, event id, source, bytes and the unrouted mark of every event, in order.
     pub fn events(&self) -> impl Iterator<Item = (u16, String, u16, u32, u8)> + '_ {
-        self.rows.iter().flat_map(|EnqueueRow(lane, first, source, sizes, unrouted)| {
+        self.rows.iter().flat_map(|EnqueueRow(lane, first, source, sizes, unrouted, _)| {
             let base = uuid::Uuid::try_parse(&first.0).ok().filter(|_| sizes.len() > 1);
             sizes.iter().enumerate().map(move |(n, bytes)| {
                 let id = match base {
@@ -105,6 +106,9 @@ pub struct DispatchRow {
     pub promoted_from: Option<u8>,
     /// Its start was journaled by an earlier batch.
     pub start_known: bool,
+    /// Who caused the event, where that is known.
+    #[serde(default)]
+    pub trace: Option<TraceContext>,
 }
 
 /// An event id: a canonical UUID takes 16 bytes instead of 36.
@@ -280,9 +284,9 @@ mod tests {
     fn a_batch_survives_the_round_trip_and_uuids_are_short() {
         let uuid = uuid::Uuid::now_v7().to_string();
         let rows = vec![
-            EnqueueRow(0, PackedId(uuid.clone()), 0, vec![260, 261], 0),
-            EnqueueRow(0, PackedId("subscription:a:b".into()), 0, vec![260], 1),
-            EnqueueRow(0, PackedId(uuid.to_uppercase()), 0, vec![260], 0),
+            EnqueueRow(0, PackedId(uuid.clone()), 0, vec![260, 261], 0, None),
+            EnqueueRow(0, PackedId("subscription:a:b".into()), 0, vec![260], 1, None),
+            EnqueueRow(0, PackedId(uuid.to_uppercase()), 0, vec![260], 0, None),
         ];
         let batch = vec![
             Record::Enqueue(Enqueue { lanes: vec!["a:p1".into()], sources: vec!["cli".into()], rows }),
@@ -290,9 +294,12 @@ mod tests {
         ];
         let bytes = rmp_serde::to_vec(&batch).unwrap();
         assert_eq!(rmp_serde::from_slice::<Vec<Record>>(&bytes).unwrap(), batch);
-        let run = EnqueueRow(0, PackedId(uuid), 0, vec![260; 100], 0);
+        let run = EnqueueRow(0, PackedId(uuid), 0, vec![260; 100], 0, None);
         let one = rmp_serde::to_vec(&run).unwrap();
         assert!(one.len() <= 330, "{} bytes", one.len());
+        // As rows were before they told who caused an event.
+        let old = rmp_serde::to_vec(&(0, PackedId("a".into()), 0, vec![260], 0)).unwrap();
+        assert_eq!(rmp_serde::from_slice::<EnqueueRow>(&old).unwrap().5, None);
         let batch = Enqueue { lanes: Vec::new(), sources: Vec::new(), rows: vec![run] };
         let ids: std::collections::HashSet<String> = batch.events().map(|(_, id, ..)| id).collect();
         assert_eq!(ids.len(), 100);

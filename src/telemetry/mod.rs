@@ -9,3 +9,4 @@ pub mod latency;
 pub mod metrics;
 pub mod projection;
 pub mod sinks;
+pub mod spans;

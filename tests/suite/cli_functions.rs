@@ -105,6 +105,7 @@ impl Shop {
             events: events.as_array().unwrap().iter().map(ToString::to_string).collect(),
             event_ids: vec![event.to_owned()],
             correlation: None,
+            caused_by: None,
             cause: "event",
             at: None,
             start_timeout_ms: None,

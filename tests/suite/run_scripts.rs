@@ -36,6 +36,7 @@ impl Stage {
             events: vec![r#"{"data":{},"id":"e","name":"a/b","ts":1,"user":{}}"#.into()],
             event_ids: vec!["e".into()],
             correlation: None,
+            caused_by: None,
             cause: "event",
             at: None,
             start_timeout_ms: None,

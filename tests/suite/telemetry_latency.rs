@@ -37,6 +37,7 @@ async fn dispatches(bus: &Bus, first_ms: u64, from: u64, batches: u64) {
             duration_us: wait_of(n + 1) + 1,
             promoted_from: None,
             start_known: false,
+            trace: None,
         };
         let rows = (batch * 100..batch * 100 + 100).map(row).collect();
         let lanes = vec!["a/one:p1".to_owned(), "a/two:p2".to_owned()];

@@ -314,6 +314,8 @@ mod tests {
             event_ids: Vec::new(),
             correlation: None,
             cause: "event".into(),
+            span: crate::streams::trace::TraceContext::root("r"),
+            parent_span: None,
             queued_ms: 1,
             started_ms: Some(2),
             ended_ms: status.is_terminal().then_some(90),

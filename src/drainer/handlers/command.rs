@@ -1,6 +1,6 @@
 //! `command`: runs a program with the event on its stdin, as one JSON document.
 //!
-//! No shell. `EVENT_ID`, `EVENT_NAME` and `ATTEMPT` are in its environment. Its output goes to files, and we wait for
+//! No shell. `EVENT_ID`, `EVENT_NAME`, `ATTEMPT` and `TRACEPARENT` are in its environment. Its output goes to files, and we wait for
 //! its exit, never for the end of a pipe: a grandchild that keeps a pipe open can't hold us up. It has a process group
 //! of its own, which is ended as a whole.
 //!
@@ -131,6 +131,7 @@ impl CommandHandler {
             .env("EVENT_ID", &dispatch.envelope.id)
             .env("EVENT_NAME", dispatch.envelope.name.as_str())
             .env("ATTEMPT", dispatch.attempt.to_string())
+            .env("TRACEPARENT", dispatch.trace().to_string())
             .stdin(Stdio::from(stdin))
             .stdout(Stdio::from(stdout))
             .stderr(Stdio::from(stderr))

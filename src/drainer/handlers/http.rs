@@ -5,7 +5,7 @@
 //! | `X-Event-Id`, `X-Event-Name` | the event; percent-encoded where a header can't hold it |
 //! | `X-Attempt`, `X-Fence` | which try; both rise with every grant |
 //! | `Idempotency-Key`, `X-Dispatch-Id` | see [`super::identity`] |
-//! | `traceparent`, `tracestate` | from the event's trace context |
+//! | `traceparent`, `tracestate` | this dispatch, in the trace of the event |
 //! | `webhook-id`, `webhook-timestamp`, `webhook-signature` | [Standard Webhooks], where the entry has a secret |
 //!
 //! [Standard Webhooks]: https://www.standardwebhooks.com
@@ -88,10 +88,9 @@ impl HttpHandler {
         set("x-fence", &dispatch.fence.to_string());
         set("idempotency-key", &identity::idempotency_key(&envelope.id));
         set("x-dispatch-id", &dispatch_id);
-        for name in ["traceparent", "tracestate"] {
-            if let Some(value) = trace_field(envelope, name) {
-                set(name, &value);
-            }
+        set("traceparent", &dispatch.trace().to_string());
+        if let Some(state) = trace_state(envelope) {
+            set("tracestate", &state);
         }
         if let Some(key) = &self.key {
             let timestamp = Utc::now().timestamp().to_string();
@@ -130,9 +129,9 @@ fn header_value(text: &str) -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-fn trace_field(envelope: &Envelope, name: &str) -> Option<String> {
+fn trace_state(envelope: &Envelope) -> Option<String> {
     let trace = envelope.trace.as_ref()?.to_value();
-    trace.get(name)?.as_str().map(str::to_owned)
+    trace.get("tracestate")?.as_str().map(str::to_owned)
 }
 
 impl Handler for HttpHandler {

@@ -99,7 +99,13 @@ impl InngestHandler {
             Err(error) => return Outcome::Fail { reason: "undecodable", error: error.to_string(), status: None },
         };
         let request = self.client.post(self.url.expose_secret()).timeout(dispatch.timeout);
-        let response = match request.header(CONTENT_TYPE, "application/json").body(body).send().await {
+        let response = match request
+            .header(CONTENT_TYPE, "application/json")
+            .header("traceparent", dispatch.trace().to_string())
+            .body(body)
+            .send()
+            .await
+        {
             Ok(response) => response,
             Err(error) => return answer::unanswered(error, &self.shown),
         };

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::streams::entry_id::EntryId;
 use crate::streams::envelope::Envelope;
+use crate::streams::trace::TraceContext;
 
 /// One grant of one event to a handler.
 #[derive(Debug, Clone)]
@@ -38,6 +39,14 @@ pub struct Dispatch {
     pub timeout: Duration,
     /// Cancelled when the drainer stops and its deadline has passed, or when the lease is lost.
     pub cancel: CancellationToken,
+}
+
+impl Dispatch {
+    /// The span of this try, for whoever works on it.
+    #[must_use]
+    pub fn trace(&self) -> TraceContext {
+        TraceContext::process(&self.envelope.id, TraceContext::of_envelope(&self.envelope), self.attempt)
+    }
 }
 
 /// How a dispatch ended.

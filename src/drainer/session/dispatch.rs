@@ -14,6 +14,7 @@ use super::super::scheduler::{Picked, Slots};
 use crate::streams::envelope::Envelope;
 use crate::streams::lease::{Failures, Leased};
 use crate::streams::records::{DispatchRow, PackedId};
+use crate::streams::trace::TraceContext;
 
 use super::{CLEAN_UP, Event, InFlight, Session, WORTH_A_RECORD};
 
@@ -86,6 +87,7 @@ impl Session {
             duration_us: 0,
             promoted_from: promoted_from.map(|priority| priority.number()),
             start_known: false,
+            trace: TraceContext::of_envelope(&envelope),
         };
         let dispatch = Dispatch {
             envelope: Arc::new(envelope),

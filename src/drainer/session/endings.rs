@@ -151,7 +151,7 @@ fn failed(
     let id: EntryId = leased.id;
     #[allow(clippy::cast_precision_loss)]
     let duration_ms = row.duration_us as f64 / 1000.0;
-    Fact::new("queue-drainer", "queue.dispatch.failed")
+    let fact = Fact::new("queue-drainer", "queue.dispatch.failed")
         .entry(lane, id)
         .event(row.id.0.clone())
         .failed(error)
@@ -162,4 +162,9 @@ fn failed(
         .with("status", status)
         .with("waitTimeMs", row.wait_ms)
         .with("durationMs", duration_ms)
+        .with("startedMs", row.started_ms);
+    match row.trace {
+        Some(trace) => fact.with("causedBy", trace.to_string()),
+        None => fact,
+    }
 }

@@ -9,12 +9,12 @@ use super::super::duration::time_string;
 use super::super::ids;
 use super::super::registry::{Function, Snapshot};
 use super::super::store::{Advance, Begun, Guard, Wait, history};
-use super::Engine;
 use super::answer::{Failure, stored_error};
 use super::call::DISCOVERY;
 use super::event::{internal, names};
 use super::finish::Ending;
 use super::ops::Op;
+use super::{Engine, spans};
 use crate::streams::records::Fact;
 use crate::telemetry::latency::kind;
 
@@ -230,6 +230,7 @@ impl<'a> Context<'a> {
             .with("function", self.function.slug.clone())
             .with("step", op.label())
             .with("attempt", self.begun.attempt);
+        let fact = spans::step_fact(fact, &self.begun.run.span, op, Some(self.took));
         if is_error { fact.warn() } else { fact }
     }
 
@@ -307,11 +308,12 @@ impl<'a> Context<'a> {
         // From run and step, so that an answer that is applied twice asks once.
         let id = ids::derived(self.begun.now_ms, &[&run.id, &op.id]);
         let ts = chrono::Utc::now().timestamp_millis();
-        let Some(event) = internal(names::INVOKED, id, &Value::Object(data).to_string(), ts) else {
+        let Some(event) = internal(names::INVOKED, id, &Value::Object(data).to_string(), ts, run.span) else {
             return Err(Failure::limit("invalid_response", "the data of an invoke can't be an event").retriable());
         };
         let details = json!({"function": function.slug, "ms": ms});
         let note = history::step_scheduled(&op.id, op.label(), "InvokeFunction", details);
+        applied.advance.in_span(run.span);
         applied.advance.invoke(&op.id, op.is_race(), ms, event, note);
         applied.sets_timer = true;
         Ok(())

@@ -249,7 +249,8 @@ impl Call<'_> {
             .header("x-inngest-generation-id", self.generation.to_string())
             .header("x-inngest-job-id", format!("{}:{}", self.ticket.item, self.generation))
             .header("x-inngest-req-version", self.run.version.to_string())
-            .header("x-inngest-step-id", self.step);
+            .header("x-inngest-step-id", self.step)
+            .header("traceparent", self.run.span.to_string());
         if let Some(signature) = self.keys.sign(&body, chrono::Utc::now().timestamp()) {
             request = request.header("x-inngest-signature", signature);
         }

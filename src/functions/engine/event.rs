@@ -11,6 +11,7 @@ use crate::streams::family::Family;
 use crate::streams::json::JsonObject;
 use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
+use crate::streams::trace::TraceContext;
 
 /// Names of the engine's own events.
 pub mod names {
@@ -70,7 +71,13 @@ pub fn quoted(text: &str) -> String {
 
 /// An event of the engine's own, ready for its lane: lane, id, envelope.
 #[must_use]
-pub fn internal(name: &str, id: String, data: &str, ts: i64) -> Option<(Lane, String, Vec<u8>)> {
+pub fn internal(
+    name: &str,
+    id: String,
+    data: &str,
+    ts: i64,
+    caused_by: TraceContext,
+) -> Option<(Lane, String, Vec<u8>)> {
     let family: Family = name.parse().ok()?;
     let envelope = Envelope {
         v: ENVELOPE_VERSION,
@@ -81,7 +88,7 @@ pub fn internal(name: &str, id: String, data: &str, ts: i64) -> Option<(Lane, St
         data: JsonObject::parse(data).ok()?,
         priority: Priority::default(),
         dedup_key: None,
-        trace: None,
+        trace: Some(caused_by.to_object(None)),
         triage: None,
         meta: None,
     };

@@ -23,6 +23,7 @@ use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
 use crate::streams::records::Fact;
 use crate::streams::redis::Error as RedisError;
+use crate::streams::trace::TraceContext;
 
 /// Events looked at when a wait is registered or a run is created late.
 const REPLAY_MAX: usize = 1_000;
@@ -57,7 +58,7 @@ impl Handler for EventHandler {
 
     fn run(&self, dispatch: Dispatch) -> BoxFuture<'_, Outcome> {
         Box::pin(async move {
-            match self.engine.take_event(&dispatch.envelope, dispatch.entry_id, self.target.as_str()).await {
+            match self.engine.take_event(&dispatch, self.target.as_str()).await {
                 Ok(()) => Outcome::Done,
                 Err(error) => Outcome::Retry { error: chain(&error), not_before: None, status: None },
             }
@@ -76,13 +77,16 @@ pub(super) struct Arrival<'a> {
     pub event: &'a Event,
     pub entry: EntryId,
     pub priority: Priority,
+    /// Where it is dispatched; `None` for what no dispatch starts.
+    pub span: Option<TraceContext>,
 }
 
 impl Engine {
     /// Does everything that one event asks for.
-    pub(super) async fn take_event(&self, envelope: &Envelope, entry: EntryId, name: &str) -> Result<(), Error> {
+    async fn take_event(&self, dispatch: &Dispatch, name: &str) -> Result<(), Error> {
+        let (envelope, entry) = (&*dispatch.envelope, dispatch.entry_id);
         let event = Event::of(envelope, entry, name);
-        let arrival = Arrival { event: &event, entry, priority: envelope.priority };
+        let arrival = Arrival { event: &event, entry, priority: envelope.priority, span: Some(dispatch.trace()) };
         match name {
             names::INVOKED => self.start_invoked(&arrival).await?,
             names::FINISHED => self.resume_invoke(&event).await?,
@@ -176,6 +180,7 @@ impl Engine {
             event_ids: vec![event.public_id.clone()],
             correlation,
             cause,
+            caused_by: arrival.span,
             at: Some(place(arrival.entry)),
             start_timeout_ms: function.start_timeout_ms,
             finish_timeout_ms: function.finish_timeout_ms,

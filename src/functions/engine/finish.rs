@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::ids;
 use super::super::store::{Advance, Advanced, End, Guard, Run, Status};
 use super::event::{internal, names, quoted};
-use super::{Engine, Error};
+use super::{Engine, Error, spans};
 use crate::streams::lane::Lane;
 use crate::streams::records::Fact;
 
@@ -41,6 +41,8 @@ impl Ending {
             .event(run.event_ids.first().cloned().unwrap_or_default())
             .with("runId", run.id.clone())
             .with("function", run.function.clone());
+        advance.in_span(run.span);
+        fact = spans::run_fact(fact, run);
         match self {
             Self::Completed(output) => {
                 advance.fact(fact);
@@ -101,7 +103,7 @@ impl Ending {
             Self::Cancelled(_) => {}
         }
         data.push_str(&format!(",\"event\":{first},\"events\":{}", run.events));
-        let ts = chrono::Utc::now().timestamp_millis();
+        let (ts, span) = (chrono::Utc::now().timestamp_millis(), run.span);
         // Each of a batch's events that an invoke sent has somebody who waits for it.
         let mut correlations = run.correlation.iter().flat_map(|all| all.split(','));
         let told = |correlation: Option<&str>| match correlation {
@@ -109,12 +111,12 @@ impl Ending {
             None => format!("{data}}}"),
         };
         let first = told(correlations.next());
-        let mut events = vec![internal(names::FINISHED, ids::fresh(), &first, ts)];
-        events.extend(correlations.map(|other| internal(names::FINISHED, ids::fresh(), &told(Some(other)), ts)));
+        let mut events = vec![internal(names::FINISHED, ids::fresh(), &first, ts, span)];
+        events.extend(correlations.map(|other| internal(names::FINISHED, ids::fresh(), &told(Some(other)), ts, span)));
         match self {
             Self::Completed(_) => {}
-            Self::Failed { .. } => events.push(internal(names::FAILED, run.id.clone(), &first, ts)),
-            Self::Cancelled(_) => events.push(internal(names::CANCELLED, run.id.clone(), &first, ts)),
+            Self::Failed { .. } => events.push(internal(names::FAILED, run.id.clone(), &first, ts, span)),
+            Self::Cancelled(_) => events.push(internal(names::CANCELLED, run.id.clone(), &first, ts, span)),
         }
         events.into_iter().flatten().collect()
     }

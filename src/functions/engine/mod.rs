@@ -32,6 +32,7 @@ mod holds;
 pub mod operations;
 pub mod ops;
 mod overhead;
+pub mod spans;
 pub mod sync;
 mod ticks;
 mod timers;

@@ -117,7 +117,7 @@ impl Engine {
         let events: Vec<String> = old.event_list().iter().map(|event| event.get().to_owned()).collect();
         let first: Value = events.first().and_then(|event| serde_json::from_str(event).ok()).unwrap_or_default();
         let event = Event { public_id: old.id.clone(), json: String::new(), value: first };
-        let arrival = Arrival { event: &event, entry: EntryId { ms: old.queued_ms, seq: 0 }, priority };
+        let arrival = Arrival { event: &event, entry: EntryId { ms: old.queued_ms, seq: 0 }, priority, span: None };
         let new = self
             .new_run(function, &arrival, "rerun", None, Stages::Direct)
             .map_err(|_| Error::NoFunction(old.function.clone()))?;
@@ -175,7 +175,8 @@ impl Engine {
                 if !self.is_wanted(replay, function, &event).await {
                     continue;
                 }
-                let arrival = Arrival { event: &event, entry: EntryId { ms: now_ms, seq: 0 }, priority: lane.priority };
+                let at = EntryId { ms: now_ms, seq: 0 };
+                let arrival = Arrival { event: &event, entry: at, priority: lane.priority, span: None };
                 match self.new_run(function, &arrival, "replay", None, Stages::Direct) {
                     Ok(run) => {
                         let id = ids::run_id(function.id, &event.public_id, &format!("replay {}", replay.id));

@@ -49,7 +49,8 @@ impl Engine {
             return Ok(self.runs().forget_schedule(name).await?);
         };
         let event = tick_event(&function, &series, tick, now);
-        let arrival = Arrival { event: &event, entry: EntryId { ms: now, seq: 0 }, priority: Priority::default() };
+        let entry = EntryId { ms: now, seq: 0 };
+        let arrival = Arrival { event: &event, entry, priority: Priority::default(), span: None };
         let run = match self.new_run(&function, &arrival, "cron", None, Stages::All) {
             Ok(run) => Some(run).filter(|_| fires),
             Err(reason) => {

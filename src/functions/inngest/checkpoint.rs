@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::engine::call::Ticket;
 use super::super::engine::ops::Op;
+use super::super::engine::spans;
 use super::super::store::{Advance, Advanced, Guard, history};
 use super::{BODY_MAX, Facade, Problem, read_body};
 use crate::streams::records::Fact;
@@ -61,6 +62,7 @@ async fn asynchronous(
     let mut advance = Advance::new(&owner, guard, settings.limits, settings.keep.done_ms);
     advance.checkpoint();
     let known = engine.registry().current();
+    let span = engine.runs().span_of(&run).await?;
     for op in &report.steps {
         let value = match op.op.as_str() {
             "StepRun" => format!(r#"{{"data":{}}}"#, op.result()),
@@ -77,13 +79,16 @@ async fn asynchronous(
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error).code("output_too_large"));
         }
         let note = history::step_completed(&op.id, op.label(), &op.op, 0, op.times(), false);
-        if let (Some((_, ns)), Some(function)) = (op.times(), known.function(&report.fn_id)) {
-            engine.record(kind::STEP, &function.slug, std::time::Duration::from_nanos(ns));
+        let function = known.function(&report.fn_id).map(|function| function.slug.as_str()).unwrap_or_default();
+        if let (Some((_, ns)), false) = (op.times(), function.is_empty()) {
+            engine.record(kind::STEP, function, std::time::Duration::from_nanos(ns));
         }
         advance.memo(&op.id, value, note);
-        advance.fact(
-            Fact::new("functions", "function.step.completed").with("runId", run.clone()).with("step", op.label()),
-        );
+        let fact = Fact::new("functions", "function.step.completed")
+            .with("runId", run.clone())
+            .with("function", function)
+            .with("step", op.label());
+        advance.fact(spans::step_fact(fact, &span, op, None));
     }
     match engine.runs().advance(advance).await? {
         Advanced::On { .. } => {

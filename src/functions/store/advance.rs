@@ -7,6 +7,7 @@ use super::{Limits, Status};
 use crate::streams::lane::Lane;
 use crate::streams::records::{Enqueue, EnqueueRow, Fact, PackedId, Record};
 use crate::streams::redis::{Error, ScriptCall};
+use crate::streams::trace::TraceContext;
 
 /// Under which condition an advance happens; otherwise nothing is written.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +90,7 @@ pub struct Advance<'a> {
     commands: Vec<Bytes>,
     records: Vec<Record>,
     appended: Enqueue,
+    span: Option<TraceContext>,
 }
 
 macro_rules! command {
@@ -112,7 +114,13 @@ impl<'a> Advance<'a> {
             commands: Vec::new(),
             records: Vec::new(),
             appended: Enqueue { sources: vec!["functions".into()], ..Enqueue::default() },
+            span: None,
         }
+    }
+
+    /// The run's span, which causes the events that the advance appends.
+    pub fn in_span(&mut self, span: TraceContext) {
+        self.span = Some(span);
     }
 
     /// The request version to hold for the run, if none is known yet.
@@ -242,7 +250,7 @@ impl<'a> Advance<'a> {
         });
         let index = u16::try_from(index).unwrap_or_default();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.appended.rows.push(EnqueueRow(index, PackedId(id), 0, vec![bytes], 0));
+        self.appended.rows.push(EnqueueRow(index, PackedId(id), 0, vec![bytes], 0, self.span));
     }
 
     /// The journal records, appended events first: the script's result lines are theirs.

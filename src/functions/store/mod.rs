@@ -42,6 +42,7 @@ use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
 use crate::streams::records::{Fact, Record};
 use crate::streams::redis::{Error, ScriptCall};
+use crate::streams::trace::TraceContext;
 
 pub use advance::{Advance, Advanced, End, Guard};
 pub use flow::{Fired, Group, Mark};
@@ -246,10 +247,25 @@ impl Runs {
             run: &'a NewRun,
             log: String,
             keep: u64,
+            tr: String,
+            tp: String,
         }
-        let packed = Packed { run, log: history::scheduled(run.cause), keep: self.keep_skipped_ms };
+        let packed = Packed {
+            run,
+            log: history::scheduled(run.cause),
+            keep: self.keep_skipped_ms,
+            tr: run.span().to_string(),
+            tp: run.caused_by.map(|parent| format!("{:016x}", parent.span_id)).unwrap_or_default(),
+        };
         // Texts and numbers to memory: that can't fail.
         rmp_serde::to_vec_named(&packed).unwrap_or_default()
+    }
+
+    /// The span of a run.
+    pub async fn span_of(&self, run: &str) -> Result<TraceContext, Error> {
+        let span: Option<String> =
+            self.bus.redis.query(redis::cmd("HGET").arg(self.key(&format!("run:{run}"))).arg("tr")).await?;
+        Ok(span.and_then(|text| text.parse().ok()).unwrap_or_else(|| TraceContext::root(run)))
     }
 
     /// Takes up `thread` of a run under a lane entry. `orphan_ms` is how long a call of it that a process began and did

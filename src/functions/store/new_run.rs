@@ -5,6 +5,7 @@ use serde::{Serialize, Serializer};
 
 use super::Wait;
 use crate::streams::lane::Lane;
+use crate::streams::trace::TraceContext;
 
 /// A run to create.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +34,9 @@ pub struct NewRun {
     pub correlation: Option<String>,
     /// `event`, `invoke`, `rerun`, `replay`, `cron`.
     pub cause: &'static str,
+    /// The span that its event was dispatched in.
+    #[serde(skip)]
+    pub caused_by: Option<TraceContext>,
     /// Where its event stands in the log, ms and thousandths: its place among those who wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<f64>,
@@ -48,6 +52,17 @@ pub struct NewRun {
     /// Flow control, for its event.
     #[serde(flatten)]
     pub bounds: Bounds,
+}
+
+impl NewRun {
+    /// Its span: of its event's trace, or the root of one of its own.
+    #[must_use]
+    pub fn span(&self) -> TraceContext {
+        match self.caused_by {
+            Some(parent) => parent.child(&["run", &self.id]),
+            None => TraceContext::root(&self.id),
+        }
+    }
 }
 
 /// Flow control of one function for one event: every key evaluated.

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::{Begun, Runs, Taken};
 use crate::streams::entry_id::EntryId;
 use crate::streams::redis::Error;
+use crate::streams::trace::TraceContext;
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +113,10 @@ pub struct Run {
     pub correlation: Option<String>,
     /// `event`, `invoke`, `rerun`, `replay`, `cron`.
     pub cause: String,
+    /// Its span.
+    pub span: TraceContext,
+    /// The span that its event was dispatched in, hex.
+    pub parent_span: Option<String>,
     /// Created, ms.
     pub queued_ms: u64,
     /// First called, ms.
@@ -146,6 +151,9 @@ impl Run {
             event_ids: text("eids").split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
             correlation: present("corr"),
             cause: text("cause"),
+            // Runs of before there were traces have none.
+            span: fields.get("tr").and_then(|text| text.parse().ok()).unwrap_or_else(|| TraceContext::root(id)),
+            parent_span: present("tp"),
             queued_ms: number("q").unwrap_or_default(),
             started_ms: number("s"),
             ended_ms: number("e"),

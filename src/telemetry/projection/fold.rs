@@ -488,6 +488,7 @@ mod tests {
             duration_us: 1500,
             promoted_from: Some(3),
             start_known: false,
+            trace: None,
         };
         Record::Dispatch(Dispatches {
             lanes: vec!["a/b:p1".into()],
@@ -533,7 +534,7 @@ mod tests {
         let batch = Enqueue {
             lanes: vec!["a/b:p1".into()],
             sources: vec!["cli".into()],
-            rows: vec![EnqueueRow(0, PackedId(uuid::Uuid::now_v7().to_string()), 0, vec![1, 1, 1, 1], 0)],
+            rows: vec![EnqueueRow(0, PackedId(uuid::Uuid::now_v7().to_string()), 0, vec![1, 1, 1, 1], 0, None)],
         };
         let mut fold = Fold::default();
         let fields = Fields { s: Some("5-0*2\niq|1-0\nL".into()), ..fields(&[Record::Enqueue(batch)]) };

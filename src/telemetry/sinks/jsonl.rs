@@ -17,7 +17,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::super::event::{Event, EventId};
-use super::{Failed, Sink};
+use super::{Batches, Failed, Sink};
 
 /// Where, and how much.
 #[derive(Debug, Clone)]
@@ -65,14 +65,8 @@ impl Sink for Jsonl {
     const NAME: &'static str = "jsonl";
     const IS_REQUIRED: bool = true;
 
-    async fn write(&mut self, events: &[Event]) -> Result<(), Failed> {
-        let mut lines: Vec<(EventId, String, Vec<u8>)> = Vec::with_capacity(events.len());
-        for event in events {
-            let mut line = serde_json::to_vec(&event.json).map_err(|error| Failed(error.to_string()))?;
-            line.push(b'\n');
-            lines.push((event.id, day_of(event.id.batch.ms), line));
-        }
-        self.blocking(move |this| this.append(&lines)).await
+    async fn write(&mut self, batches: Batches<'_>) -> Result<(), Failed> {
+        self.store(&batches.events()).await
     }
 
     async fn idle(&mut self) {
@@ -84,6 +78,17 @@ impl Sink for Jsonl {
 }
 
 impl Jsonl {
+    /// Writes events that it has not written.
+    async fn store(&mut self, events: &[Event]) -> Result<(), Failed> {
+        let mut lines: Vec<(EventId, String, Vec<u8>)> = Vec::with_capacity(events.len());
+        for event in events {
+            let mut line = serde_json::to_vec(&event.json).map_err(|error| Failed(error.to_string()))?;
+            line.push(b'\n');
+            lines.push((event.id, day_of(event.id.batch.ms), line));
+        }
+        self.blocking(move |this| this.append(&lines)).await
+    }
+
     /// File work is done on a thread that may wait for the disk.
     async fn blocking(
         &mut self,
@@ -341,19 +346,19 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("otel");
         let mut sink = Jsonl::new(settings(&directory));
-        sink.write(&events(0, 10)).await.unwrap();
+        sink.store(&events(0, 10)).await.unwrap();
         // A crash in the middle of a line.
         let newest = files(&directory).unwrap().pop().unwrap();
         OpenOptions::new().append(true).open(&newest).unwrap().write_all(br#"{"id":"17729"#).unwrap();
         let mut again = Jsonl::new(settings(&directory));
         // The cursor had not moved: some of it is repeated.
-        again.write(&events(5, 20)).await.unwrap();
+        again.store(&events(5, 20)).await.unwrap();
         assert_eq!(archived(&directory), (0..25).collect::<Vec<_>>());
         let all = files(&directory).unwrap();
         assert!(all.len() >= 3 && all[..all.len() - 1].iter().all(|path| !is_plain(path)), "{all:?}");
 
         let mut small = Jsonl::new(Settings { total_bytes: 300, ..settings(&directory) });
-        small.write(&events(25, 1)).await.unwrap();
+        small.store(&events(25, 1)).await.unwrap();
         small.idle().await;
         let left = archived(&directory);
         assert!(left.len() < 20 && left.ends_with(&[25]), "the oldest went: {left:?}");
@@ -363,9 +368,9 @@ mod tests {
     async fn another_data_set_is_not_taken_for_what_is_there() {
         let home = tempfile::tempdir().unwrap();
         let mut sink = Jsonl::new(settings(home.path()));
-        sink.write(&events(100, 1)).await.unwrap();
+        sink.store(&events(100, 1)).await.unwrap();
         let mut other = Jsonl::new(Settings { instance: "two".into(), ..settings(home.path()) });
-        other.write(&events(1, 1)).await.unwrap();
+        other.store(&events(1, 1)).await.unwrap();
         assert_eq!(archived(home.path()), [100, 1]);
     }
 
@@ -375,10 +380,10 @@ mod tests {
         let directory = home.path().join("otel");
         std::fs::write(&directory, "in the way").unwrap();
         let mut sink = Jsonl::new(settings(&directory));
-        let error = sink.write(&events(0, 2)).await.unwrap_err();
+        let error = sink.store(&events(0, 2)).await.unwrap_err();
         assert!(error.0.contains("otel"), "{error}");
         std::fs::remove_file(&directory).unwrap();
-        sink.write(&events(0, 2)).await.unwrap();
+        sink.store(&events(0, 2)).await.unwrap();
         assert_eq!(archived(&directory), [0, 1]);
     }
 }

@@ -4,12 +4,14 @@
 //! |---|---|---|
 //! | `jsonl` | [`jsonl`] | yes |
 //! | `otlp` | [`otlp`] | no |
+//! | `traces` | [`traces`] | no |
 //!
 //! A sink that fails is tried again, 500 ms later at first, then doubling to 30 s; nobody else waits for it. A batch is
 //! passed only after the sink's durable write, so each event arrives at least once; its `id` tells repetitions.
 
 pub mod jsonl;
 pub mod otlp;
+pub mod traces;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::event::{self, Event};
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
-use crate::streams::journal;
+use crate::streams::journal::{self, Fields};
 use crate::streams::readers::{Held, Reader};
 use crate::streams::records::Fact;
 
@@ -36,15 +38,44 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 #[error("{0}")]
 pub struct Failed(pub String);
 
-/// Takes events, in order.
+/// Journal batches, as a sink gets them.
+#[derive(Debug, Clone, Copy)]
+pub struct Batches<'a> {
+    rows: &'a [(EntryId, Fields)],
+    system: &'a str,
+}
+
+impl Batches<'_> {
+    /// The batches as they are stored.
+    #[must_use]
+    pub const fn rows(&self) -> &[(EntryId, Fields)] {
+        self.rows
+    }
+
+    /// Their records in the one shape of telemetry.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (id, fields) in self.rows {
+            let mut entries = Vec::new();
+            if !journal::expand(*id, fields, &mut entries) {
+                tracing::warn!(batch = %id, "a journal batch can't be decoded and is passed over");
+            }
+            events.extend(event::events_of(&entries, self.system));
+        }
+        events
+    }
+}
+
+/// Takes what the journal says, in order.
 pub trait Sink: Send {
     /// Its name among the readers of the journal.
     const NAME: &'static str;
     /// Retention waits for it.
     const IS_REQUIRED: bool;
 
-    /// Writes events durably. On failure none of them counts as written.
-    fn write(&mut self, events: &[Event]) -> impl Future<Output = Result<(), Failed>> + Send;
+    /// Writes batches durably. On failure none of them counts as written.
+    fn write(&mut self, batches: Batches<'_>) -> impl Future<Output = Result<(), Failed>> + Send;
 
     /// A pause in the work: what is old may be tidied.
     fn idle(&mut self) -> impl Future<Output = ()> + Send {
@@ -145,16 +176,8 @@ async fn step<S: Sink>(
     let redis = |error: crate::streams::redis::Error| Failed(crate::diagnose::chain(&error));
     let Held::Ours { cursor, .. } = bus.hold_reader(reader).await.map_err(redis)? else { return Ok(None) };
     let page = bus.journal_batches(cursor.next(), EntryId::MAX, PAGE).await.map_err(redis)?;
-    let mut events = Vec::new();
-    for (id, fields) in &page {
-        let mut entries = Vec::new();
-        if !journal::expand(*id, fields, &mut entries) {
-            tracing::warn!(batch = %id, "a journal batch can't be decoded and is passed over");
-        }
-        events.extend(event::events_of(&entries, system));
-    }
-    if !events.is_empty() {
-        sink.write(&events).await?;
+    if !page.is_empty() {
+        sink.write(Batches { rows: &page, system }).await?;
     }
     if let Some((last, _)) = page.last() {
         match bus.move_reader(reader, cursor, *last, "", &[]).await.map_err(redis)? {

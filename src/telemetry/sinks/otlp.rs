@@ -14,7 +14,7 @@ use opentelemetry_sdk::logs::{LogBatch, LogExporter as _, SdkLogRecord, SdkLogge
 use serde_json::Value;
 
 use super::super::event::Event;
-use super::{Failed, Sink};
+use super::{Batches, Failed, Sink};
 
 /// Records in one export.
 const MOST: usize = 512;
@@ -45,6 +45,32 @@ pub struct Settings {
     pub host: String,
 }
 
+impl Settings {
+    /// The URL of one kind of data, over HTTP.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.endpoint.trim_end_matches('/'))
+    }
+
+    /// The headers, for HTTP.
+    pub(super) fn header_map(&self) -> HashMap<String, String> {
+        use secrecy::ExposeSecret as _;
+        self.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect()
+    }
+
+    /// The headers, for gRPC.
+    pub(super) fn metadata(&self) -> tonic::metadata::MetadataMap {
+        use secrecy::ExposeSecret as _;
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        for (name, value) in &self.headers {
+            let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes());
+            if let (Ok(name), Ok(value)) = (name, value.expose_secret().parse()) {
+                metadata.insert(name, value);
+            }
+        }
+        metadata
+    }
+}
+
 /// The sink.
 #[derive(Debug)]
 pub struct Otlp {
@@ -58,37 +84,20 @@ pub struct Otlp {
 impl Otlp {
     /// A sink for an endpoint. Nothing is connected yet.
     pub fn new(settings: &Settings) -> Result<Self, Failed> {
-        use secrecy::ExposeSecret as _;
         let built = match settings.transport {
-            Transport::Http => {
-                let headers: HashMap<String, String> = settings
-                    .headers
-                    .iter()
-                    .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
-                    .collect();
-                LogExporter::builder()
-                    .with_http()
-                    .with_protocol(Protocol::HttpBinary)
-                    .with_endpoint(format!("{}/v1/logs", settings.endpoint.trim_end_matches('/')))
-                    .with_timeout(settings.timeout)
-                    .with_headers(headers)
-                    .build()
-            }
-            Transport::Grpc => {
-                let mut metadata = tonic::metadata::MetadataMap::new();
-                for (name, value) in &settings.headers {
-                    let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes());
-                    if let (Ok(name), Ok(value)) = (name, value.expose_secret().parse()) {
-                        metadata.insert(name, value);
-                    }
-                }
-                LogExporter::builder()
-                    .with_tonic()
-                    .with_endpoint(settings.endpoint.as_str())
-                    .with_timeout(settings.timeout)
-                    .with_metadata(metadata)
-                    .build()
-            }
+            Transport::Http => LogExporter::builder()
+                .with_http()
+                .with_protocol(Protocol::HttpBinary)
+                .with_endpoint(settings.url("v1/logs"))
+                .with_timeout(settings.timeout)
+                .with_headers(settings.header_map())
+                .build(),
+            Transport::Grpc => LogExporter::builder()
+                .with_tonic()
+                .with_endpoint(settings.endpoint.as_str())
+                .with_timeout(settings.timeout)
+                .with_metadata(settings.metadata())
+                .build(),
         };
         let mut exporter = built.map_err(|error| Failed(format!("the OTLP endpoint can't be used: {error}")))?;
         exporter.set_resource(&resource(settings));
@@ -135,8 +144,8 @@ impl Sink for Otlp {
     const NAME: &'static str = "otlp";
     const IS_REQUIRED: bool = false;
 
-    async fn write(&mut self, events: &[Event]) -> Result<(), Failed> {
-        for chunk in events.chunks(MOST) {
+    async fn write(&mut self, batches: Batches<'_>) -> Result<(), Failed> {
+        for chunk in batches.events().chunks(MOST) {
             let records: Vec<SdkLogRecord> = chunk.iter().map(|event| self.record(event)).collect();
             let batch: Vec<(&SdkLogRecord, &InstrumentationScope)> =
                 records.iter().map(|record| (record, &self.scope)).collect();
@@ -154,7 +163,7 @@ impl Sink for Otlp {
     }
 }
 
-fn resource(settings: &Settings) -> Resource {
+pub(super) fn resource(settings: &Settings) -> Resource {
     Resource::builder_empty()
         .with_attributes([
             opentelemetry::KeyValue::new("service.name", settings.service.clone()),

@@ -195,6 +195,7 @@ fn record(leased: &Leased, ending: &Ending) -> Record {
                 duration_us: 1,
                 promoted_from: None,
                 start_known: true,
+                trace: None,
             }],
         }),
         Ending::Retry { .. } => fact("queue.dispatch.failed"),

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use system_bus::config::TraceTrust;
 use system_bus::ingest::admission::{Admission, Append, Route, Routes};
 use system_bus::ingest::event_api::{EventApi, EventApiSettings, PublicIds};
 use system_bus::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
@@ -114,6 +115,7 @@ impl Server {
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
             metrics: None,
+            tracing: server::trace::Tracing { trust: TraceTrust::Internal, trusted_proxies: Vec::new(), spans: None },
             gateway: Gateway::new(gateway, secrets, admission.clone()),
             event_api: EventApi::new(event_api, admission, memory.clone()),
             facade: None,

@@ -326,6 +326,8 @@ mod tests {
             event_ids: Vec::new(),
             correlation: None,
             cause: "event".into(),
+            span: crate::streams::trace::TraceContext::root("r"),
+            parent_span: None,
             queued_ms: QUEUED,
             started_ms: Some(QUEUED + 10),
             ended_ms: status.is_terminal().then_some(QUEUED + 1_010),

@@ -6,7 +6,7 @@ KEYS  1 journal stream; every other key is built from the tag, so all are in one
 ARGV  1 tag   2 journal blob (MessagePack records) or ''
 
 A run's keys, after `<tag>:fn:`
-  run:<id>    hash    fn fid app lane ev eids corr cause q s e st rv fp ft out err why size
+  run:<id>    hash    fn fid app lane ev eids corr cause tr tp q s e st rv fp ft out err why size
                       sc   its place among those who wait: creation less priority, ms
                       lim  limits of what runs at once, JSON: [{g group, n slots, k scope and key as registered, v value
                            of the key, r held by the run, s shared by functions}]
@@ -61,8 +61,9 @@ local function append(lane, envelope)
 end
 
 local function enqueue(run, thread, lane)
+  local span = redis.call('HGET', F .. 'run:' .. run, 'tr')
   return append(lane, cmsgpack.pack({
-    v = 1, id = run .. '/' .. thread, name = string.sub(lane, 1, -4), source = 'functions', ts = now,
+    v = 1, trace = span and '{"traceparent":"' .. span .. '"}' or nil, id = run .. '/' .. thread, name = string.sub(lane, 1, -4), source = 'functions', ts = now,
     data = '{"run":"' .. run .. '","thread":"' .. thread .. '"}', priority = tonumber(string.sub(lane, -1)),
   }))
 end

@@ -6,6 +6,7 @@ A run to create is a MessagePack map:
   id fn fid app lane cause corr?    evs, eids: lists of JSON texts and public ids of its events
   at?         where its event stands in the log, ms
   st? ft?     start and finish timeout, ms      log    history entry      keep   how long a skipped run is kept, ms
+  tr          its span, traceparent       tp    the span that its event was dispatched in, hex, or ''
   cancels     list of {place of the event, value for the index of waits}          pr?    priority, s
   lim? thr?   as run:<id> holds them
   batch?      {g, n, ms, bytes, k, v}   rate? {g, n, ms}   deb? {g, ms, max?, ts, k, v}   single? {g, cancel?}
@@ -27,7 +28,7 @@ local DAY_MS = 86400000
 local function record(new, status)
   redis.call('HSET', F .. 'run:' .. new.id, 'fn', new.fn, 'fid', new.fid, 'app', new.app, 'lane', new.lane,
     'ev', '[' .. table.concat(new.evs, ',') .. ']', 'eids', table.concat(new.eids, ','), 'corr', new.corr or '',
-    'cause', new.cause, 'q', now, 'st', status, 'rv', '-1', 'fp', '0', 'ft', new.ft or '', 'size', 0)
+    'cause', new.cause, 'tr', new.tr, 'tp', new.tp, 'q', now, 'st', status, 'rv', '-1', 'fp', '0', 'ft', new.ft or '', 'size', 0)
   redis.call('ZADD', F .. 'runs', now, new.id)
   redis.call('ZADD', F .. 'runs:fn:' .. new.fn, now, new.id)
   index(new.id, nil, status)
