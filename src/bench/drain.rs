@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Plan, Scenario, bus, fill, flush, median, rate, raw, rounded, whole};
+use crate::config::Config;
 use crate::drainer::handlers::{Dispatch, Handler, Outcome};
 use crate::drainer::plan::{FamilyPlan, Plans, RetryPolicy};
 use crate::drainer::scheduler::{Fairness, Rules, Slots};
@@ -158,6 +159,59 @@ impl Running {
     }
 }
 
+/// Fills and drains once, with the telemetry of this configuration or without any: ms to the first dispatch, events/s.
+async fn round(redis: &Redis, plan: &Plan, telemetry: Option<&Config>) -> Result<(f64, f64), Error> {
+    flush(redis).await?;
+    let bus = bus(redis);
+    fill(&bus, "bench/drain", Priority::P1, plan.events / 10 * 9, false).await?;
+    fill(&bus, "bench/urgent", Priority::P0, plan.events / 10, false).await?;
+    let count = plan.events / 10 * 9 + plan.events / 10;
+    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+    if let Some(config) = telemetry {
+        crate::service::start_telemetry(config, &bus, &stop, &mut tasks)
+            .map_err(|error| Error::Part(error.to_string()))?;
+    }
+    let probe = Probe::new(None);
+    let started = Instant::now();
+    let drainer = Running::start(&bus, probe.clone(), plan.concurrency);
+    probe.wait_for(1, Duration::from_secs(30)).await?;
+    let first_ms = started.elapsed().as_secs_f64() * 1000.0;
+    probe.wait_for(count, Duration::from_secs(120)).await?;
+    // Until the last acknowledgement: stopping waits for it.
+    drainer.stop().await;
+    let per_s = rate(count, started.elapsed());
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    Ok((first_ms, per_s))
+}
+
+/// The same backlog with all of telemetry: the projections, the archive, and a collector that refuses connections.
+pub async fn with_telemetry(redis: &Redis, plan: &Plan, config: &Config) -> Result<Scenario, Error> {
+    let files = tempfile::tempdir().map_err(|error| Error::Part(error.to_string()))?;
+    let mut config = config.clone();
+    config.telemetry.is_enabled = true;
+    config.telemetry.jsonl_is_enabled = true;
+    config.telemetry.jsonl_dir = Some(files.path().to_owned());
+    // Nothing listens on the discard port.
+    config.telemetry.otlp_endpoint = Some("http://127.0.0.1:9".into());
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..plan.rounds {
+        without.push(round(redis, plan, None).await?.1);
+        with.push(round(redis, plan, Some(&config)).await?.1);
+    }
+    flush(redis).await?;
+    let (per_s, raw_per_s) = (median(&mut with), median(&mut without));
+    Ok(Scenario {
+        name: "drain_telemetry",
+        per_s: Some(whole(per_s)),
+        raw_per_s: Some(whole(raw_per_s)),
+        ratio: Some(rounded(per_s / raw_per_s)),
+        target: "≥ 90 % of a drain without telemetry",
+        reached: per_s / raw_per_s >= 0.90,
+        ..Scenario::default()
+    })
+}
+
 /// Drains a backlog of `plan.events`, a tenth of them P0.
 pub async fn run(redis: &Redis, plan: &Plan) -> Result<Scenario, Error> {
     let (mut ours, mut raws) = (Vec::new(), Vec::new());
@@ -165,20 +219,9 @@ pub async fn run(redis: &Redis, plan: &Plan) -> Result<Scenario, Error> {
     for _ in 0..plan.rounds {
         flush(redis).await?;
         raws.push(raw::drain(redis, plan.events).await?);
-        flush(redis).await?;
-        let bus = bus(redis);
-        fill(&bus, "bench/drain", Priority::P1, plan.events / 10 * 9, false).await?;
-        fill(&bus, "bench/urgent", Priority::P0, plan.events / 10, false).await?;
-        let count = plan.events / 10 * 9 + plan.events / 10;
-        let probe = Probe::new(None);
-        let started = Instant::now();
-        let drainer = Running::start(&bus, probe.clone(), plan.concurrency);
-        probe.wait_for(1, Duration::from_secs(30)).await?;
-        first_dispatch.push(started.elapsed().as_secs_f64() * 1000.0);
-        probe.wait_for(count, Duration::from_secs(120)).await?;
-        // Until the last acknowledgement: stopping waits for it.
-        drainer.stop().await;
-        ours.push(rate(count, started.elapsed()));
+        let (first_ms, per_s) = round(redis, plan, None).await?;
+        first_dispatch.push(first_ms);
+        ours.push(per_s);
     }
     flush(redis).await?;
     let (per_s, raw_per_s) = (median(&mut ours), median(&mut raws));

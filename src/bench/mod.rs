@@ -8,6 +8,7 @@
 //! | `append` | batches of 100 through the appender, ids made here | 4 clients, `XADD` in pipelines of 100 |
 //! | `append_ids` | the same with caller's ids, each checked | the same |
 //! | `drain` | drainer with pauses, priorities and journal on, a handler that does nothing | 2 clients, `XREADGROUP` + `XACK` of 128 |
+//! | `drain_telemetry` | the same with projections, archive and a dead collector | the same without telemetry |
 //! | `idle_latency` | one event at a time: append called → handler called | – |
 //! | `functions` | runs of three steps on a Node app, and what passes between two calls | the SDK called without an engine |
 //! | `paused_backlog` | the same beside a paused family with a large backlog | the same without |
@@ -40,6 +41,8 @@ pub struct Plan {
     pub backlog: usize,
     /// Dispatches in flight of the drainer.
     pub concurrency: usize,
+    /// The configuration of the process.
+    pub config: Box<crate::config::Config>,
     /// Scenarios to run; empty is all of Redis's.
     pub only: Vec<String>,
     /// For `functions`, which is run only when asked for: it needs Node.
@@ -139,6 +142,10 @@ pub async fn run(redis: &Redis, plan: &Plan, mut progress: impl FnMut(&str)) -> 
     if plan.wants("drain") {
         progress("drain");
         scenarios.push(drain::run(redis, plan).await?);
+    }
+    if plan.wants("drain_telemetry") {
+        progress("drain_telemetry");
+        scenarios.push(drain::with_telemetry(redis, plan, &plan.config).await?);
     }
     if plan.wants("idle_latency") || plan.wants("paused_backlog") {
         progress("idle_latency, paused_backlog");

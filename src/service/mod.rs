@@ -321,6 +321,16 @@ async fn sdk_port(config: &Config) -> Option<tokio::net::TcpListener> {
     }
 }
 
+/// The telemetry of a process, for a benchmark that measures beside it.
+pub fn start_telemetry(
+    config: &Config,
+    bus: &Bus,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Result<(), Error>>,
+) -> Result<(), Error> {
+    telemetry::start(config, bus, stop, tasks).map(drop)
+}
+
 /// What commands that emit use.
 pub async fn admission(config: &Config, bus: &Bus, registry: &RegistryHandle, is_inngest_served: bool) -> Admission {
     let appender = Appender::start(bus, append_settings(config));
