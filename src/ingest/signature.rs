@@ -12,6 +12,7 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// A request to a webhook as it arrived: nothing about it is known to be true.
@@ -99,6 +100,9 @@ pub enum Refusal {
     /// Not exactly the prefix and 64 hex digits.
     #[error("bad_encoding")]
     BadEncoding,
+    /// Signed too long ago, or in the future.
+    #[error("stale")]
+    Stale,
     /// Well formed, but no secret made it.
     #[error("mismatch")]
     Mismatch,
@@ -143,46 +147,246 @@ impl fmt::Debug for Secrets {
     }
 }
 
+/// How far a signed time may be from ours, s.
+pub const TOLERANCE_S: i64 = 300;
+
+/// What a MAC is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// 20 bytes.
+    Sha1,
+    /// 32 bytes.
+    Sha256,
+}
+
+/// How a MAC is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Either case.
+    Hex,
+    /// The standard alphabet with padding.
+    Base64,
+}
+
 /// How a provider signs.
 #[derive(Debug, Clone, Copy)]
-pub struct Scheme {
-    header: &'static str,
-    prefix: &'static str,
+pub enum Scheme {
+    /// A MAC of the raw body: `prefix` and the MAC in `header`.
+    Mac {
+        /// The header.
+        header: &'static str,
+        /// Before the MAC.
+        prefix: &'static str,
+        /// What it is made with.
+        hash: Hash,
+        /// How it is written.
+        encoding: Encoding,
+    },
+    /// `t=<seconds>,v1=<hex>[,v1=<hex>…]` of `<t>.<body>`, HMAC-SHA256.
+    TimedList {
+        /// The header.
+        header: &'static str,
+    },
+    /// Ed25519 of `<time>|<body>`, base64; the secret is the public key, base64.
+    Ed25519 {
+        /// The header of the signature.
+        header: &'static str,
+        /// The header of the time.
+        time: &'static str,
+    },
+    /// Standard Webhooks: `v1,<base64>` or `v1a,<base64>` of `<id>.<time>.<body>`.
+    Standard,
 }
 
 impl Scheme {
     /// HMAC-SHA256 of the raw body: `prefix` and 64 hex digits in `header`.
     #[must_use]
     pub const fn hmac_sha256_hex(header: &'static str, prefix: &'static str) -> Self {
-        Self { header, prefix }
+        Self::Mac { header, prefix, hash: Hash::Sha256, encoding: Encoding::Hex }
     }
 
-    /// Proves that a holder of one of `secrets` signed `delivery`. Pure.
-    pub fn verify(&self, delivery: Delivery, secrets: &Secrets) -> Result<Verified<Delivery>, Refusal> {
-        let slot = self.check(&delivery, secrets)?;
+    /// Proves that a holder of one of `secrets` signed `delivery`, at a time that is near `now_s` where the scheme has
+    /// one. Pure.
+    pub fn verify(&self, delivery: Delivery, secrets: &Secrets, now_s: i64) -> Result<Verified<Delivery>, Refusal> {
+        let slot = self.check(&delivery, secrets, now_s)?;
         Ok(Verified { inner: delivery, slot })
     }
 
-    fn check(&self, delivery: &Delivery, secrets: &Secrets) -> Result<Slot, Refusal> {
-        let mut headers = delivery.headers.get_all(self.header).iter();
-        let header = headers.next().ok_or(Refusal::MissingHeader)?;
-        if headers.next().is_some() {
-            return Err(Refusal::RepeatedHeader);
+    /// Whether any of the secrets can be one of this scheme.
+    #[must_use]
+    pub fn is_usable(&self, secrets: &Secrets) -> bool {
+        secrets.slots().any(|(_, secret)| match self {
+            Self::Mac { .. } | Self::TimedList { .. } => true,
+            Self::Ed25519 { .. } => ed25519_key(secret).is_some(),
+            Self::Standard => symmetric_key(secret).is_some() || public_key(secret).is_some(),
+        })
+    }
+
+    fn check(&self, delivery: &Delivery, secrets: &Secrets, now_s: i64) -> Result<Slot, Refusal> {
+        let raw: &[u8] = &delivery.raw;
+        match self {
+            Self::Mac { header, prefix, hash, encoding } => {
+                let header = single(delivery, header)?;
+                let text = header.strip_prefix(prefix.as_bytes()).ok_or(Refusal::BadEncoding)?;
+                let claimed = decode(text, *encoding, *hash)?;
+                secrets.find(|secret| is_mac(*hash, secret.expose_secret().as_bytes(), &[raw], &claimed))
+            }
+            Self::TimedList { header } => {
+                let text = std::str::from_utf8(single(delivery, header)?).map_err(|_| Refusal::BadEncoding)?;
+                let (mut time, mut claimed) = (None, Vec::new());
+                for item in text.split(',').map(str::trim) {
+                    match item.split_once('=') {
+                        Some(("t", value)) if time.is_none() => time = Some(value),
+                        Some(("t", _)) => return Err(Refusal::BadEncoding),
+                        Some(("v1", value)) => claimed.push(decode(value.as_bytes(), Encoding::Hex, Hash::Sha256)?),
+                        _ => {}
+                    }
+                }
+                let time = time.filter(|_| !claimed.is_empty()).ok_or(Refusal::BadEncoding)?;
+                fresh(time, now_s)?;
+                let parts = [time.as_bytes(), b".", raw];
+                secrets.find(|secret| {
+                    let secret = secret.expose_secret().as_bytes();
+                    claimed.iter().fold(false, |found, claimed| is_mac(Hash::Sha256, secret, &parts, claimed) | found)
+                })
+            }
+            Self::Ed25519 { header, time } => {
+                let signature = base64(single(delivery, header)?, 64)?;
+                let time = text_of(single(delivery, time)?)?;
+                fresh(time, now_s)?;
+                let signed = [time.as_bytes(), b"|", raw].concat();
+                secrets.find(|secret| ed25519_key(secret).is_some_and(|key| is_ed25519(&key, &signed, &signature)))
+            }
+            Self::Standard => standard(delivery, secrets, now_s),
         }
-        let digits = header.as_bytes().strip_prefix(self.prefix.as_bytes()).ok_or(Refusal::BadEncoding)?;
-        let mut claimed = [0u8; 32];
-        hex::decode_to_slice(digits, &mut claimed).map_err(|_| Refusal::BadEncoding)?;
+    }
+}
+
+/// The `webhook-` headers, or `svix-` where there are none of these; never some of each.
+fn standard(delivery: &Delivery, secrets: &Secrets, now_s: i64) -> Result<Slot, Refusal> {
+    const PARTS: [&str; 3] = ["id", "timestamp", "signature"];
+    let is_own = PARTS.iter().any(|part| delivery.headers.contains_key(format!("webhook-{part}")));
+    let family = if is_own { "webhook" } else { "svix" };
+    let part = |name: &str| text_of(single(delivery, &format!("{family}-{name}"))?);
+    let (id, time, signatures) = (part("id")?, part("timestamp")?, part("signature")?);
+    fresh(time, now_s)?;
+    let signed = [id.as_bytes(), b".", time.as_bytes(), b".", &delivery.raw].concat();
+    let of = |version: &str| -> Vec<Vec<u8>> {
+        // Signatures of versions that are not known, and malformed ones beside a good one, are passed over.
+        let length = if version == "v1" { 32 } else { 64 };
+        let listed = signatures.split(' ').filter_map(|item| item.split_once(','));
+        listed.filter(|(found, _)| *found == version).filter_map(|(_, text)| base64(text.as_bytes(), length).ok()).collect()
+    };
+    let (macs, keys) = (of("v1"), of("v1a"));
+    if macs.is_empty() && keys.is_empty() {
+        return Err(Refusal::BadEncoding);
+    }
+    secrets.find(|secret| {
+        let by_mac = symmetric_key(secret).is_some_and(|key| {
+            macs.iter().fold(false, |found, claimed| is_mac(Hash::Sha256, &key, &[&signed], claimed) | found)
+        });
+        let by_key = public_key(secret)
+            .is_some_and(|key| keys.iter().any(|signature| is_ed25519(&key, &signed, signature)));
+        by_mac || by_key
+    })
+}
+
+impl Secrets {
+    /// The slot of a secret that fits. No early end: the time tells neither which secret matched nor how many there are
+    /// before it.
+    fn find(&self, fits: impl Fn(&SecretString) -> bool) -> Result<Slot, Refusal> {
         let mut matched = None;
-        // No early end: the time tells neither which secret matched nor how many there are before it.
-        for (slot, secret) in secrets.slots() {
-            let is_match = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes())
-                .is_ok_and(|mac| mac.chain_update(&delivery.raw).verify_slice(&claimed).is_ok());
-            if is_match && matched.is_none() {
+        for (slot, secret) in self.slots() {
+            if fits(secret) && matched.is_none() {
                 matched = Some(slot);
             }
         }
         matched.ok_or(Refusal::Mismatch)
     }
+
+    /// A MAC of `text` with the secret in use, for handshakes. `None` without one.
+    #[must_use]
+    pub fn sign_sha256(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let secret = self.current.first().or(self.previous.first())?;
+        let mac = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()).ok()?;
+        Some(mac.chain_update(text).finalize().into_bytes().to_vec())
+    }
+}
+
+/// The one header of this name.
+fn single<'d>(delivery: &'d Delivery, name: &str) -> Result<&'d [u8], Refusal> {
+    let mut headers = delivery.headers.get_all(name).iter();
+    let header = headers.next().ok_or(Refusal::MissingHeader)?;
+    match headers.next() {
+        None => Ok(header.as_bytes()),
+        Some(_) => Err(Refusal::RepeatedHeader),
+    }
+}
+
+fn text_of(bytes: &[u8]) -> Result<&str, Refusal> {
+    std::str::from_utf8(bytes).map_err(|_| Refusal::BadEncoding)
+}
+
+/// The text is signed as it is: decimal digits, 1 to 16 of them.
+fn fresh(time: &str, now_s: i64) -> Result<(), Refusal> {
+    if time.is_empty() || time.len() > 16 || !time.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Refusal::BadEncoding);
+    }
+    let time: i64 = time.parse().map_err(|_| Refusal::BadEncoding)?;
+    if now_s.saturating_sub(time).abs() > TOLERANCE_S { Err(Refusal::Stale) } else { Ok(()) }
+}
+
+fn decode(text: &[u8], encoding: Encoding, hash: Hash) -> Result<Vec<u8>, Refusal> {
+    let length = if hash == Hash::Sha1 { 20 } else { 32 };
+    match encoding {
+        Encoding::Base64 => base64(text, length),
+        Encoding::Hex => {
+            let mut claimed = vec![0u8; length];
+            hex::decode_to_slice(text, &mut claimed).map_err(|_| Refusal::BadEncoding)?;
+            Ok(claimed)
+        }
+    }
+}
+
+fn base64(text: &[u8], length: usize) -> Result<Vec<u8>, Refusal> {
+    use base64::Engine as _;
+    let decoded = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| Refusal::BadEncoding)?;
+    if decoded.len() == length { Ok(decoded) } else { Err(Refusal::BadEncoding) }
+}
+
+fn is_mac(hash: Hash, secret: &[u8], parts: &[&[u8]], claimed: &[u8]) -> bool {
+    fn check<M: Mac + KeyInit>(secret: &[u8], parts: &[&[u8]], claimed: &[u8]) -> bool {
+        let Ok(mut mac) = <M as KeyInit>::new_from_slice(secret) else { return false };
+        parts.iter().for_each(|part| mac.update(part));
+        mac.verify_slice(claimed).is_ok()
+    }
+    match hash {
+        Hash::Sha1 => check::<Hmac<Sha1>>(secret, parts, claimed),
+        Hash::Sha256 => check::<Hmac<Sha256>>(secret, parts, claimed),
+    }
+}
+
+fn is_ed25519(key: &[u8], signed: &[u8], signature: &[u8]) -> bool {
+    use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+    UnparsedPublicKey::new(&ED25519, key).verify(signed, signature).is_ok()
+}
+
+fn ed25519_key(secret: &SecretString) -> Option<Vec<u8>> {
+    base64(secret.expose_secret().trim().as_bytes(), 32).ok()
+}
+
+/// `whsec_<base64>` or the base64 alone: 24 to 64 bytes.
+fn symmetric_key(secret: &SecretString) -> Option<Vec<u8>> {
+    use base64::Engine as _;
+    let text = secret.expose_secret();
+    let text = text.strip_prefix("whsec_").unwrap_or(text);
+    let key = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    (24..=64).contains(&key.len()).then_some(key)
+}
+
+/// `whpk_<base64>`: an Ed25519 public key.
+fn public_key(secret: &SecretString) -> Option<Vec<u8>> {
+    base64(secret.expose_secret().strip_prefix("whpk_")?.as_bytes(), 32).ok()
 }
 
 #[cfg(test)]
@@ -200,7 +404,7 @@ mod tests {
         }
         let delivery = Delivery { headers, raw: Bytes::from_static(b"{\"ok\":true}") };
         let secrets = Secrets::new(["new".to_owned()], ["gh-test-secret-0001".to_owned()]);
-        SCHEME.verify(delivery, &secrets).map(|verified| verified.slot())
+        SCHEME.verify(delivery, &secrets, 0).map(|verified| verified.slot())
     }
 
     #[test]
