@@ -1,0 +1,66 @@
+//! All tests of the whole: each file is a module, so that they link once. nextest runs each test in a process of its own
+//! all the same, and each starts the servers that it needs.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cli_queue_support;
+mod common_streams;
+mod conformance_support;
+mod drainer_support;
+mod flow_support;
+mod graphql_support;
+mod ingest_support;
+mod support;
+
+mod cli_contract;
+mod cli_functions;
+mod cli_queue_act;
+mod cli_queue_look;
+mod cli_queue_record;
+mod cli_telemetry;
+mod conformance_errors;
+mod conformance_flow;
+mod conformance_kills;
+mod conformance_limits;
+mod conformance_operations;
+mod conformance_orders;
+mod conformance_registration;
+mod conformance_restarts;
+mod conformance_signing;
+mod conformance_steps;
+mod conformance_two_servers;
+mod cron;
+mod dead_letters;
+mod depth;
+mod event_api;
+mod fairness;
+mod flow_control;
+mod fsck;
+mod full_redis;
+mod functions_catalogue;
+mod graceful_stop;
+mod graphql;
+mod handlers_command;
+mod handlers_http;
+mod http_ingest;
+mod kill_redis;
+mod look;
+mod managed_redis;
+mod old_backlog;
+mod order;
+mod pause_holds;
+mod registry_file;
+mod residue;
+mod retries_survive_kills;
+mod retry_and_dead;
+mod run_scripts;
+mod scripts;
+mod service;
+mod sharing;
+mod stopping;
+mod support_works;
+mod survives_kills;
+mod telemetry_latency;
+mod unrouted_waits;
+mod waiting_is_kept;
+mod watchdog;
+mod webhooks_github;
