@@ -9,13 +9,14 @@ mod notify;
 mod redis;
 mod reload;
 pub mod routes;
+pub mod senders;
 mod telemetry;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,13 +33,14 @@ use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
-use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
-use crate::ingest::signature::Secrets;
+use crate::ingest::gateway::{Echoes, Gateway, GatewaySettings};
+use crate::ingest::limiter::Rate;
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
 use routes::{AdmissionRoutes, RegistryPlans};
+use senders::Leased;
 
 pub use note::{ServiceNote, running_service};
 
@@ -71,6 +73,9 @@ pub enum Error {
     /// The routing table can't be used.
     #[error(transparent)]
     Registry(#[from] crate::registry::Error),
+    /// The sources of webhooks can't be used.
+    #[error(transparent)]
+    Sources(#[from] crate::ingest::sources::Error),
     /// Our own Redis did not start.
     #[error(transparent)]
     Managed(#[from] crate::streams::managed::Error),
@@ -93,6 +98,7 @@ impl Error {
         match self {
             Self::Config(error) => Some(error),
             Self::Registry(error) => Some(error),
+            Self::Sources(error) => Some(error),
             Self::Managed(error) => Some(error),
             Self::Redis(error) => Some(error),
             Self::Server(error) => Some(error),
@@ -219,12 +225,20 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         registry_hash: registry.current().hash().to_owned(),
     };
     let mut served = None;
+    let leased = Leased::default();
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
         let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
         let admission = Admission::new(Arc::new(appender), Arc::new(routes));
-        let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
+        let senders = senders::senders(config, &leased)?;
+        let echoes = Arc::new(BusEchoes(bus.clone()));
+        let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), Some(echoes));
         served = Some(gateway.clone());
+        let keeping = senders::keep(config.clone(), leased.clone(), gateway.clone(), stop.clone());
+        tasks.spawn(async move {
+            keeping.await;
+            Ok(())
+        });
         let readiness = readiness(&bus, vitals, &functions, config, stop.clone());
         let parts = server::Parts {
             gateway,
@@ -247,6 +261,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         sources: options.sources.clone(),
         registry: registry.clone(),
         gateway: served,
+        leased,
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -404,8 +419,17 @@ fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
 fn gateway_settings(config: &Config) -> GatewaySettings {
     let webhook = &config.webhook;
     let pilots = [Pilot::Github].into_iter().filter(|pilot| config.pilots.is_on(*pilot));
+    let id = |name: &str| name.to_ascii_lowercase().replace('_', "-");
+    let rates = config.variables.between("WEBHOOK_RATE_LIMIT_", "");
+    let bodies = config.variables.between("", "_WEBHOOK_MAX_BODY_BYTES");
     GatewaySettings {
         max_body_bytes: webhook.max_body_bytes,
+        max_body_bytes_of: bodies
+            .filter_map(|(name, text)| Some((id(name), MAX_BODY_BYTES.min(given(name, text, parse_size(text))?))))
+            .collect(),
+        rate_limits: rates.filter_map(|(name, text)| Some((id(name), given(name, text, Rate::parse(text))?))).collect(),
+        hash_dedup_window: webhook.hash_dedup_ttl,
+        tolerance: webhook.timestamp_tolerance,
         append_timeout: webhook.append_timeout,
         dedup_window: webhook.dedup_ttl,
         auth_failure_limit: webhook.auth_failure_limit,
@@ -414,6 +438,25 @@ fn gateway_settings(config: &Config) -> GatewaySettings {
         pilots: pilots.map(|pilot| pilot.to_string()).collect(),
         ..GatewaySettings::default()
     }
+}
+
+/// The largest body that a provider can be allowed.
+const MAX_BODY_BYTES: usize = 26_214_400;
+
+fn parse_size(text: &str) -> Option<usize> {
+    crate::config::units::parse_bytes(text).and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0)
+}
+
+/// A limit of one provider; one that can't be read is none, and is told.
+fn given<T>(name: &str, text: &str, parsed: Option<T>) -> Option<T> {
+    if parsed.is_none() {
+        tracing::warn!(
+            provider = name,
+            value = text,
+            "a limit of this provider is not accepted; it has none of its own"
+        );
+    }
+    parsed
 }
 
 fn event_api_settings(config: &Config) -> EventApiSettings {
@@ -448,13 +491,13 @@ fn event_keys(config: &Config) -> Vec<secrecy::SecretString> {
     keys.map(secrecy::SecretString::from).collect()
 }
 
-fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
-    let (mut current, mut previous) = (Vec::new(), Vec::new());
-    for (slot, secret) in config.github_secrets().read()? {
-        let list = if slot == crate::config::Slot::Current { &mut current } else { &mut previous };
-        list.push(secret.expose_secret().to_owned());
+/// What the system did itself, from the Redis in which it says so.
+struct BusEchoes(Bus);
+
+impl Echoes for BusEchoes {
+    fn is_ours<'a>(&'a self, task: &'a str) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(async move { self.0.is_closed_by_us(task).await.map_err(|error| chain(&error)) })
     }
-    Ok(HashMap::from([("github".to_owned(), Secrets::new(current, previous))]))
 }
 
 fn readiness(

@@ -64,3 +64,4 @@ mod unrouted_waits;
 mod waiting_is_kept;
 mod watchdog;
 mod webhooks_github;
+mod webhooks_vectors;
