@@ -64,4 +64,5 @@ mod unrouted_waits;
 mod waiting_is_kept;
 mod watchdog;
 mod webhooks_github;
+mod webhooks_outage;
 mod webhooks_vectors;
