@@ -71,7 +71,7 @@ impl Provider for Github {
             ("workflow_run", "completed") => workflow_run_completed(&delivery_id(delivery), &hook),
             ("package", "published") => package_published(&delivery_id(delivery), &hook),
             (kind, action) if self.passthrough.contains(kind) => {
-                passed_on(kind, action, &delivery_id(delivery), &hook, body)
+                passed_on(kind, action, &delivery_id(delivery), &hook, body)?
             }
             ("workflow_run" | "package", _) => return Err(Skip::FilteredAction),
             _ => return Err(Skip::UnmappedType),
@@ -173,7 +173,13 @@ fn package_published(delivery_id: &str, hook: &Fields<'_>) -> NormalizedEvent {
 }
 
 /// An event as it came, for names that the operator asked for.
-fn passed_on(kind: &str, action: &str, delivery_id: &str, hook: &Fields<'_>, body: &JsonObject) -> Result<NormalizedEvent, Skip> {
+fn passed_on(
+    kind: &str,
+    action: &str,
+    delivery_id: &str,
+    hook: &Fields<'_>,
+    body: &JsonObject,
+) -> Result<NormalizedEvent, Skip> {
     let name = if action.is_empty() { kind.to_owned() } else { format!("{kind}.{action}") };
     let texts = [
         delivery_id.to_owned(),
