@@ -91,6 +91,10 @@ fn docs() -> String {
         }
         out.push_str(&row(&setting));
     }
+    out.push_str("\n## per provider\n\n`<PROVIDER>` is a provider's id in capitals, with `_` for `-`.\n\n| variable | meaning |\n|---|---|\n");
+    for (variable, meaning) in settings::PATTERNS {
+        out.push_str(&format!("| `{variable}` | {meaning} |\n"));
+    }
     out
 }
 

@@ -409,6 +409,11 @@ const CODES: &[Code] = &[
         "Add a route to the registry file, or emit without --strict to keep it until one appears.",
     ),
     code("USAGE_ERROR", "The arguments are not what the command takes.", "Add --help to the command."),
+    code(
+        "WEBHOOK_SOURCES_INVALID",
+        "WEBHOOK_SOURCES or the file that describes sources of webhooks can't be used. A running service goes on with the sources that it has.",
+        "Correct what the message names; docs/webhooks.md describes every key.",
+    ),
 ];
 
 /// Runs the command.

@@ -224,6 +224,11 @@ pub fn text() -> Kind<String> {
     Kind::new("text", |text| Some(text.to_owned()))
 }
 
+/// Any text, or none.
+pub fn optional_text() -> Kind<String> {
+    Kind { takes_blank: true, ..text() }
+}
+
 /// The start of every key of ours in Redis.
 pub fn key_prefix() -> Kind<String> {
     Kind::new("1 to 64 of A-Z a-z 0-9 : _ . -", |text| {
@@ -432,8 +437,8 @@ macro_rules! settings {
             }
         )*
 
-        /// Every declared setting, in order.
-        pub fn declared() -> Vec<$crate::config::declare::Declared> {
+        /// Every setting declared here, in order.
+        fn declared_parts() -> Vec<$crate::config::declare::Declared> {
             vec![$($({
                 let doc = concat!($($doc, " "),+);
                 let order = $crate::config::declare::settings!(@order $($order)?);

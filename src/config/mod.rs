@@ -19,6 +19,7 @@ pub mod redis_url;
 pub mod secret;
 pub mod settings;
 pub mod units;
+pub mod webhook_secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -30,9 +31,10 @@ pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
     DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, OwnTraces,
-    QueueConfig, RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, TraceTrust, WebhookConfig,
+    QueueConfig, RuntimesConfig, ServerConfig, SpoolFor, SystemConfig, TelemetryConfig, TraceTrust, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
+pub use webhook_secrets::{SecretRow, Variables, WEBHOOK_SECRETS};
 
 use crate::diagnose::{Diagnose, Exit};
 use env_file::EnvFile;
@@ -175,6 +177,10 @@ pub struct Config {
     pub server: ServerConfig,
     /// The webhook gateway.
     pub webhook: WebhookConfig,
+    /// Secrets of the built-in webhook providers, by variable; to be read at use, so that a rotation needs no restart.
+    pub webhook_secrets: BTreeMap<&'static str, Rotating>,
+    /// Variables whose names only the operator knows.
+    pub variables: Variables,
     /// An external Inngest server.
     pub inngest: InngestConfig,
     /// The engine, and the apps that it calls.
@@ -210,6 +216,8 @@ impl Config {
         let functions = FunctionsConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
         let runtimes = RuntimesConfig::load(&mut loader);
+        let variables = Variables::new(sources, &file);
+        let webhook_secrets = webhook_secrets::load(&mut loader, &variables);
         let declare::Loader { effective, warnings: refused, .. } = loader;
 
         let managed = ManagedPaths::below(&system.data_dir);
@@ -225,6 +233,8 @@ impl Config {
             drainer,
             server,
             webhook,
+            webhook_secrets,
+            variables,
             inngest,
             functions,
             telemetry,
@@ -244,17 +254,6 @@ impl Config {
             (None, _) => Ok(None),
             (Some(url), Some(key)) => Ok(Some(ExternalInngest { url: url.clone(), event_key: key.clone() })),
             (Some(url), None) => Err(Error::EventKeyMissing { url: url.clone() }),
-        }
-    }
-
-    /// GitHub's webhook secrets, to be read at use so that a rotation needs no restart.
-    pub fn github_secrets(&self) -> Rotating {
-        let webhook = &self.webhook;
-        Rotating {
-            current: webhook.github_secret.clone(),
-            current_file: webhook.github_secret_file.clone(),
-            previous: webhook.github_secret_previous.clone(),
-            previous_file: webhook.github_secret_previous_file.clone(),
         }
     }
 
@@ -343,7 +342,7 @@ fn warn_of_unknown_keys(file: &EnvFile, warnings: &mut Vec<Warning>) {
     let declared = settings::declared();
     for key in file.values.keys() {
         let is_ours = OUR_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
-        if !is_ours || declared.iter().any(|setting| setting.key == key) {
+        if !is_ours || webhook_secrets::is_patterned(key) || declared.iter().any(|setting| setting.key == key) {
             continue;
         }
         let hint = nearest(key, declared.iter().map(|setting| setting.key));

@@ -55,7 +55,7 @@ fn slot(variable: &Option<SecretString>, file: Option<&Path>) -> Result<Vec<Secr
     let Some(path) = file else { return Ok(variable.iter().cloned().collect()) };
     let text =
         std::fs::read_to_string(path).map_err(|source| Error::SecretFile { path: path.to_path_buf(), source })?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
     Ok(lines.map(SecretString::from).collect())
 }
 
@@ -74,7 +74,7 @@ mod tests {
     fn a_file_wins_over_its_variable_and_may_hold_several() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secrets");
-        std::fs::write(&path, "new\n\n  newer \n").unwrap();
+        std::fs::write(&path, "new\n\n \nnewer\r\n").unwrap();
         let secrets = Rotating {
             current: Some("ignored".into()),
             current_file: Some(path.clone()),

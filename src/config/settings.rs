@@ -7,10 +7,11 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::declare::{
-    bytes, choice, cidrs, count, flag, fraction, http_url, ip, key_prefix, list, memory_budget, ms, optional, path,
-    seconds, secret, settings, share, span, span_or_off, text, words,
+    Declared, bytes, choice, cidrs, count, flag, fraction, http_url, ip, key_prefix, list, memory_budget, ms, optional,
+    optional_text, path, seconds, secret, settings, share, span, span_or_off, text, words,
 };
 use super::units::{Cidr, MemoryBudget};
+pub use super::webhook_secrets::{PATTERNS, SecretRow, Variables, WEBHOOK_SECRETS};
 
 /// The largest event anyone can allow: an entry has to fit a script call, a lane read and a journal page.
 pub const MAX_EVENT_BYTES_LIMIT: u64 = 3 << 20;
@@ -50,6 +51,17 @@ pub enum DurabilityClass {
     Disk,
     /// On a replica as well.
     Replica,
+}
+
+/// Whose deliveries are kept on disk while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpoolFor {
+    /// Of providers that never send again.
+    NoRetryProviders,
+    /// Of all.
+    All,
+    /// Of none.
+    Off,
 }
 
 /// How an OpenTelemetry collector is spoken to.
@@ -197,14 +209,30 @@ settings! {
         append_timeout: Duration = ms(1..=60_000), "WEBHOOK_APPEND_TIMEOUT_MS", default "4000";
         /// Whose `x-forwarded-for` is believed.
         trusted_proxies: Vec<Cidr> = cidrs(), "WEBHOOK_TRUSTED_PROXIES", default "127.0.0.0/8,::1";
-        /// The secret of GitHub's webhook.
-        github_secret: Option<SecretString> = optional(secret()), "GITHUB_WEBHOOK_SECRET", default "";
-        /// The same from a file, one per line; wins over the variable.
-        github_secret_file: Option<PathBuf> = optional(path()), "GITHUB_WEBHOOK_SECRET_FILE", default "";
-        /// The secret before the last rotation, still accepted.
-        github_secret_previous: Option<SecretString> = optional(secret()), "GITHUB_WEBHOOK_SECRET_PREVIOUS", default "";
-        /// The same from a file.
-        github_secret_previous_file: Option<PathBuf> = optional(path()), "GITHUB_WEBHOOK_SECRET_PREVIOUS_FILE", default "";
+        /// How far a signed time may be from ours, both ways.
+        timestamp_tolerance: Duration = seconds(1..=86_400), "WEBHOOK_TIMESTAMP_TOLERANCE_SECONDS", default "300";
+        /// How long a delivery that only its body tells from others is remembered.
+        hash_dedup_ttl: Duration = seconds(1..=2_592_000), "WEBHOOK_HASH_DEDUP_TTL_SECONDS", default "300";
+        /// Senders that follow Standard Webhooks, by id, comma-separated: each is served at `/webhooks/<id>`.
+        sources: Vec<String> = list(), "WEBHOOK_SOURCES", default "";
+        /// Senders that need no code, described in a file; relative to the env file. A change is picked up without a restart.
+        sources_file: PathBuf = path(), "WEBHOOK_SOURCES_FILE", default "webhooks.toml";
+        /// Asked for each secret that is set nowhere else: its words, with `{name}` for the name in the store and `{ttl}` for the time. Not asked when there is no such program. Empty turns it off.
+        secrets_command: String = optional_text(), "WEBHOOK_SECRETS_COMMAND", default "secrets lease {name} --ttl {ttl}";
+        /// How long a secret of that command is good; it is asked again at four fifths of it.
+        secrets_ttl: Duration = span(), "WEBHOOK_SECRETS_TTL", default "24h";
+        /// Whose deliveries are kept on disk while Redis is away: of providers that never send again, of all, or of none.
+        spool: SpoolFor = choice(&[("no-retry-providers", SpoolFor::NoRetryProviders), ("all", SpoolFor::All), ("off", SpoolFor::Off)]), "WEBHOOK_SPOOL", default "no-retry-providers";
+        /// Where.
+        spool_dir: PathBuf = path(), "WEBHOOK_SPOOL_DIR", default "~/.joelclaw/webhook-spool";
+        /// Bytes of them; beyond it the answer is 503.
+        spool_max_bytes: u64 = bytes(64 << 10..=1 << 40), "WEBHOOK_SPOOL_MAX_BYTES", default "256MiB";
+        /// GitHub events that are passed on as they are, comma-separated: `push,pull_request`. They are named `github/<event>.<action>`.
+        github_passthrough: Vec<String> = list(), "GITHUB_WEBHOOK_PASSTHROUGH", default "";
+        /// The relay must sign a time.
+        joelclaw_require_timestamp: bool = flag(), "JOELCLAW_WEBHOOK_REQUIRE_TIMESTAMP", default "false";
+        /// Events that the relay may emit, comma-separated, with `*` for any text. Empty: all but `inngest/…`.
+        joelclaw_allowed_events: Vec<String> = list(), "JOELCLAW_WEBHOOK_ALLOWED_EVENTS", default "";
     }
 
     /// An external Inngest server for `inngest` handlers.
@@ -302,4 +330,11 @@ settings! {
         /// The address of a Dkron server.
         dkron_url: Option<String> = optional(http_url()), "DKRON_URL", default "", environment_first;
     }
+}
+
+/// Every declared setting, in order.
+pub fn declared() -> Vec<Declared> {
+    let mut all = declared_parts();
+    all.extend(super::webhook_secrets::declared());
+    all
 }

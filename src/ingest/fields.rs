@@ -54,10 +54,72 @@ impl<'a> Fields<'a> {
         self.get(key).and_then(as_integer)
     }
 
+    /// A member that is an array, item by item; empty when it is something else.
+    #[must_use]
+    pub fn items(&self, key: &str) -> Vec<&'a str> {
+        self.get(key).map(items).unwrap_or_default()
+    }
+
+    /// The text of a member that is an object.
+    #[must_use]
+    pub fn object_text(&self, key: &str) -> Option<&'a str> {
+        self.get(key).filter(|text| text.starts_with('{'))
+    }
+
+    /// The first of these members that is present and not null, as text.
+    #[must_use]
+    pub fn first_text(&self, keys: &[&str]) -> Option<String> {
+        keys.iter().find_map(|key| self.get(key)).map(as_text)
+    }
+
     /// The members in order, repeated keys included.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
         self.0.iter().map(|(key, value)| (key.as_ref(), value.get()))
     }
+}
+
+/// The items of the array `text`; none when it is something else.
+#[must_use]
+pub fn items(text: &str) -> Vec<&str> {
+    serde_json::from_str::<Vec<&RawValue>>(text)
+        .map(|items| items.into_iter().map(RawValue::get).collect())
+        .unwrap_or_default()
+}
+
+/// `text` without the blanks between its tokens, as `JSON.stringify` writes it but for numbers, which keep their
+/// spelling. `None` when it is no JSON. One pass: it runs on text that nobody has vouched for.
+#[must_use]
+pub fn compact(text: &str) -> Option<String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).ok()?;
+    let mut out = String::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b' ' | b'\t' | b'\r' | b'\n' => at += 1,
+            b'"' => {
+                let (mut end, mut is_escaped) = (at + 1, false);
+                while bytes.get(end).is_some_and(|&byte| byte != b'"') {
+                    is_escaped |= bytes[end] == b'\\';
+                    end += if bytes[end] == b'\\' { 2 } else { 1 };
+                }
+                let string = text.get(at..=end)?;
+                // Half of a surrogate pair, as cutting a text makes it, is no string to us: it stays as it is spelled.
+                match is_escaped.then(|| serde_json::from_str::<String>(string)) {
+                    Some(Ok(decoded)) => out.push_str(&json_string(&decoded)),
+                    _ => out.push_str(string),
+                }
+                at = end + 1;
+            }
+            _ => {
+                let rest = &bytes[at..];
+                let end = rest.iter().position(|b| b" \t\r\n\"".contains(b)).unwrap_or(rest.len());
+                out.push_str(text.get(at..at + end)?);
+                at += end;
+            }
+        }
+    }
+    Some(out)
 }
 
 /// Writes an object from members whose values are JSON texts.
@@ -82,7 +144,9 @@ pub fn json_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn as_text(json: &str) -> String {
+/// A JSON value as text; see [`Fields::text`].
+#[must_use]
+pub fn as_text(json: &str) -> String {
     match json.as_bytes().first() {
         Some(b'"') => serde_json::from_str(json).unwrap_or_default(),
         Some(b't' | b'f') => json.to_owned(),
@@ -152,6 +216,14 @@ mod tests {
         let fields = Fields::parse(object).unwrap();
         let texts = ["s", "i", "f", "x", "big", "b", "n", "o", "l", "e", "absent"].map(|key| fields.text(key));
         assert_eq!(texts, ["a\"b", "7", "7", "1.5", "9007199254740993", "true", "", "", "", "1000", ""]);
+    }
+
+    #[test]
+    fn compact_text_is_what_javascript_would_write_and_numbers_keep_their_spelling() {
+        let indented = "{ \"a\" : [ 1.50, true ,null ],\n\t\"b c\": \"x \\u00e9\\/ \\\" \\n\" , \"ü\": {} }";
+        assert_eq!(compact(indented).unwrap(), r#"{"a":[1.50,true,null],"b c":"x é/ \" \n","ü":{}}"#);
+        assert_eq!(compact("{\"a\":"), None);
+        assert_eq!(compact(&"[".repeat(100_000)), None);
     }
 
     #[test]

@@ -1,46 +1,61 @@
 //! The webhook gateway: verifies, normalises and appends; answers a provider only after the append.
 //!
-//! `provider known → method → auth-failure limit → size → secret present → verify → JSON → normalise → append → answer`
-//!
-//! | what happened | answer |
-//! |---|---|
-//! | stored | 200 `{"ok":true,"events":n,"queued":q,"direct":d,"deliveryId":…}` |
-//! | verified, nothing to emit | 200 `{"ok":true,"events":0,"note":"No matching events"}` |
-//! | the delivery was stored before | 200 `{"ok":true,"events":0,"duplicate":true}` |
-//! | anything else | `{"ok":false,"error":…}` with the status of [`Refused`] |
+//! `provider known → method → auth-failure limit → size → secret present → verify → JSON → handshake → rate limit →
+//! normalise → echo filter → append → answer`
 //!
 //! A delivery is claimed and appended by one script ([`crate::streams::append::NewEvent::once`] and the event id), so
 //! there is no moment at which it is claimed but not stored, and of two copies at once one is told `duplicate` only
-//! after the other is stored. While Redis is away the answer is 503, and the provider or its operator sends again.
+//! after the other is stored. While Redis is away the answer is 503, and the provider sends again; what a provider would
+//! not send again is put into the [`super::spool`], and so is whatever comes while anything is in there.
+//!
+//! Every delivery that was answered goes through [`Gateway::answered`], whatever became of it. The answers themselves
+//! are in [`super::answer`].
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use super::admission::{self, Admission, Emit};
+use super::admission::{self, Accepted, Admission, Emit};
+use super::answer::{Answered, AnsweredEvent, Refused, Taken};
 use super::caused_by::CausedBy;
 use super::fields::{json_string, object_text};
-use super::limiter::AuthFailures;
+use super::limiter::{AuthFailures, Rate, Rates};
 use super::peer::Peer;
-use super::providers::{self, DeliveryKey, NormalizedEvent, Provider};
+use super::providers::{Answers, DeliveryKey, NormalizedEvent, Provider, Senders, Skip};
 use super::request_body;
-use super::signature::{Delivery, Refusal, Secrets};
-use crate::config::Cidr;
-use crate::diagnose::chain;
-use crate::streams::append::Once;
+use super::signature::{Clock, Delivery, Refusal, Slot};
+use super::spool::{self, Spool, Spooled, SpooledEvent};
+use crate::config::{Cidr, SpoolFor};
+use crate::diagnose::{Diagnose, chain};
+use crate::streams::append::{self, Once};
+use crate::streams::envelope::MAX_EVENT_ID_BYTES;
 use crate::streams::json::JsonObject;
 
 /// The one event name that the `github` pilot counts as queued.
 const QUEUED: (&str, &str) = ("github", "workflow_run.completed");
+/// Handshakes of one provider that are answered.
+const HANDSHAKES: Rate = Rate { count: 10, per: Duration::from_secs(60) };
+/// The longest delivery key that is remembered as it is; longer ones by their hash.
+const MAX_KEY_BYTES: usize = 160;
+/// More than the envelope of an event adds to its payload.
+const ENVELOPE_BYTES: usize = 4096;
+/// How long the echo filter may be asked.
+const ECHO_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Limits and switches of the gateway. The caller fills it from the configuration.
 #[derive(Debug, Clone)]
@@ -57,14 +72,24 @@ pub struct GatewaySettings {
     pub dedup_window: Duration,
     /// How long a delivery known only by its body is remembered.
     pub hash_dedup_window: Duration,
+    /// How far a signed time may be from ours, both ways, inclusive.
+    pub tolerance: Duration,
     /// Failed verifications per provider and address before its requests are refused.
     pub auth_failure_limit: u32,
     /// The window of that count.
     pub auth_failure_window: Duration,
+    /// Most valid deliveries, by provider id.
+    pub rate_limits: HashMap<String, Rate>,
     /// Whose `x-forwarded-for` is believed.
     pub trusted_proxies: Vec<Cidr>,
     /// Emitters that use the queue, lower case.
     pub pilots: BTreeSet<String>,
+    /// Whose deliveries may go into the spool.
+    pub spool_for: SpoolFor,
+    /// The largest event that an append takes, envelope included.
+    pub max_event_bytes: usize,
+    /// A clock that stands still, seconds since the epoch: for tests and recorded requests. `None` is the system's.
+    pub now_s: Option<i64>,
 }
 
 impl Default for GatewaySettings {
@@ -76,63 +101,98 @@ impl Default for GatewaySettings {
             append_timeout: Duration::from_secs(4),
             dedup_window: Duration::from_secs(604_800),
             hash_dedup_window: Duration::from_secs(300),
+            tolerance: Duration::from_secs(300),
             auth_failure_limit: 20,
             auth_failure_window: Duration::from_secs(60),
+            rate_limits: HashMap::new(),
             trusted_proxies: Cidr::loopback().to_vec(),
             pilots: BTreeSet::new(),
+            spool_for: SpoolFor::NoRetryProviders,
+            max_event_bytes: 512 * 1024,
+            now_s: None,
         }
     }
 }
-
-/// The secrets of all providers, by provider id.
-pub type SecretTable = HashMap<String, Secrets>;
 
 /// Which provider a request was for; the server's request log reads it from the response.
 #[derive(Debug, Clone, Copy)]
 pub struct ProviderTag(pub &'static str);
 
+/// Tells what we did ourselves from what others did.
+pub trait Echoes: Send + Sync {
+    /// Whether it was us who completed `task`.
+    fn is_ours<'a>(&'a self, task: &'a str) -> BoxFuture<'a, Result<bool, String>>;
+}
+
+/// What a gateway works with beside admission.
+#[derive(Default)]
+pub struct Beside {
+    /// Without it nothing is an echo.
+    pub echoes: Option<Arc<dyn Echoes>>,
+    /// Without it an outage is always answered 503.
+    pub spool: Option<Spool>,
+}
+
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gateway(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     settings: GatewaySettings,
-    secrets: ArcSwap<SecretTable>,
+    senders: ArcSwap<Senders>,
     admission: Admission,
+    beside: Beside,
     auth_failures: AuthFailures,
+    rates: Rates,
+    handshakes: Rates,
     sampler: Sampler,
 }
 
-/// Why a delivery was not taken.
-#[derive(Debug)]
-enum Refused {
-    Unknown(String),
-    Method,
-    NoChallenge(&'static str),
-    TooManyAuthFailures(Duration),
-    TooLarge,
-    TooSlow,
-    Incomplete,
-    Encoding,
-    Unconfigured,
-    Signature,
-    NotJson,
-    Append,
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What is known of a request so far.
+struct Seen {
+    client: IpAddr,
+    received_ms: i64,
+    headers: HeaderMap,
+    raw: Bytes,
+    key: Option<DeliveryKey>,
+    slot: Option<Slot>,
+    events: Vec<AnsweredEvent>,
+    /// The envelope's trace object.
+    trace: Option<String>,
 }
 
 impl Gateway {
     /// A gateway that appends through `admission`.
     #[must_use]
-    pub fn new(settings: GatewaySettings, secrets: SecretTable, admission: Admission) -> Self {
+    pub fn new(settings: GatewaySettings, senders: Senders, admission: Admission, beside: Beside) -> Self {
         let auth_failures = AuthFailures::new(settings.auth_failure_limit, settings.auth_failure_window);
-        let secrets = ArcSwap::from_pointee(secrets);
-        Self(Arc::new(Inner { settings, secrets, admission, auth_failures, sampler: Sampler::default() }))
+        Self(Arc::new(Inner {
+            senders: ArcSwap::from_pointee(senders),
+            admission,
+            beside,
+            auth_failures,
+            rates: Rates::default(),
+            handshakes: Rates::default(),
+            sampler: Sampler::default(),
+            settings,
+        }))
     }
 
-    /// Takes new secrets; requests in flight keep those with which they began.
-    pub fn replace_secrets(&self, secrets: SecretTable) {
-        self.0.secrets.store(Arc::new(secrets));
+    /// Takes other senders and secrets; requests in flight keep those with which they began.
+    pub fn replace_senders(&self, senders: Senders) {
+        self.0.senders.store(Arc::new(senders));
+    }
+
+    /// Who may send, at this moment.
+    #[must_use]
+    pub fn senders(&self) -> Arc<Senders> {
+        self.0.senders.load_full()
     }
 
     /// The routes under `/webhooks`.
@@ -145,37 +205,105 @@ impl Gateway {
             .with_state(self)
     }
 
-    async fn take(&self, provider: &'static dyn Provider, request: Request) -> Result<Response, Refused> {
-        let (parts, body) = request.into_parts();
+    async fn answer(&self, senders: &Senders, provider: &dyn Provider, request: Request) -> Response {
+        let (began, received_ms) = (Instant::now(), chrono::Utc::now().timestamp_millis());
+        let (mut parts, body) = request.into_parts();
         match parts.method {
             Method::POST => {}
-            Method::GET | Method::HEAD => return Err(Refused::NoChallenge(provider.id())),
-            _ => return Err(Refused::Method),
+            Method::GET | Method::HEAD => return self.handshake(senders, provider, &parts),
+            _ => return Refused::Method.into_response(),
         }
+        let peer = Peer::of(&parts.extensions, &parts.headers, &self.0.settings.trusted_proxies);
+        let headers = std::mem::take(&mut parts.headers);
+        let mut seen = Seen {
+            client: peer.address,
+            received_ms,
+            headers,
+            raw: Bytes::new(),
+            key: None,
+            slot: None,
+            events: Vec::new(),
+            trace: CausedBy::object_of(&parts.extensions),
+        };
+        let (outcome, reason, response) = match self.take(senders, provider, peer, body, &mut seen).await {
+            Ok(taken) => (taken.outcome(), taken.reason(), taken.into_response()),
+            Err(refused) => (refused.outcome(), Some(refused.reason()), refused.into_response()),
+        };
+        let Seen { client, received_ms, headers, raw, key, slot, events, .. } = seen;
+        self.answered(Answered {
+            provider: provider.id(),
+            client,
+            received_ms,
+            key,
+            slot,
+            headers,
+            raw,
+            outcome,
+            reason,
+            status: response.status().as_u16(),
+            events,
+            took: began.elapsed(),
+        });
+        response
+    }
+
+    /// What happens to every delivery once its answer is known, just before it is sent.
+    fn answered(&self, delivery: Answered) {
+        tracing::info!(
+            action = "webhook.handler",
+            provider = delivery.provider,
+            outcome = delivery.outcome.as_str(),
+            status = delivery.status,
+            reason = delivery.reason,
+            delivery = delivery.key.as_ref().map(DeliveryKey::as_str),
+            bytes = delivery.raw.len(),
+            duration_ms = delivery.took.as_millis(),
+        );
+    }
+
+    fn handshake(&self, senders: &Senders, provider: &dyn Provider, parts: &Parts) -> Response {
+        let query = parts.uri.query().unwrap_or_default();
+        let Some(challenge) = provider.challenge_get(query, &senders.secrets) else {
+            return Refused::NoChallenge(provider.id()).into_response();
+        };
+        if let Some(wait) = self.0.handshakes.take(provider.id(), HANDSHAKES, Instant::now()) {
+            return Refused::TooFast(wait).into_response();
+        }
+        tracing::info!(action = "webhook.challenge", provider = provider.id(), status = challenge.status);
+        let status = StatusCode::from_u16(challenge.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(challenge.body)).into_response()
+    }
+
+    async fn take(
+        &self,
+        senders: &Senders,
+        provider: &dyn Provider,
+        peer: Peer,
+        body: Body,
+        seen: &mut Seen,
+    ) -> Result<Taken, Refused> {
         let inner = &*self.0;
         let settings = &inner.settings;
-        let peer = Peer::of(&parts.extensions, &parts.headers, &settings.trusted_proxies);
         // Behind a proxy that names nobody all senders share one address: then a valid signature must still pass.
         if !peer.is_shared {
             self.check_auth_failures(provider.id(), &peer)?;
         }
-        if !request_body::is_plain(&parts.headers) {
+        if !request_body::is_plain(&seen.headers) {
             return Err(Refused::Encoding);
         }
         let limit = settings.max_body_bytes_of.get(provider.id()).copied().unwrap_or(settings.max_body_bytes);
-        let raw = request_body::read(&parts.headers, body, limit, settings.body_timeout).await?;
+        seen.raw = request_body::read(&seen.headers, body, limit, settings.body_timeout).await?;
 
-        let trace = CausedBy::object_of(&parts.extensions);
-        let secrets = inner.secrets.load_full();
-        let Some(secrets) = secrets.get(provider.id()).filter(|secrets| secrets.is_configured()) else {
+        let (scheme, secrets) = senders.signature(provider, &seen.headers);
+        let Some(secrets) = secrets else {
             if inner.sampler.count(provider.id(), None, Duration::from_secs(600)).is_some() {
-                let variable = provider.secret().variable;
-                tracing::warn!(action = "webhook.secret_missing", provider = provider.id(), variable, "set {variable}");
+                let (_, variable) = provider.signature(&seen.headers);
+                tracing::warn!(action = "webhook.secret_missing", provider = provider.id(), %variable, "set {variable}");
             }
             return Err(Refused::Unconfigured);
         };
-        let delivery = Delivery { headers: parts.headers, raw };
-        let delivery = match provider.signature().verify(delivery, secrets) {
+        let delivery = Delivery { headers: seen.headers.clone(), raw: seen.raw.clone() };
+        let delivery = match scheme.verify(delivery, secrets, self.clock()) {
             Ok(verified) => verified,
             Err(reason) => {
                 if let Some(count) = inner.sampler.count(provider.id(), Some(reason), Duration::from_secs(10)) {
@@ -186,12 +314,18 @@ impl Gateway {
                     self.check_auth_failures(provider.id(), &peer)?;
                 }
                 inner.auth_failures.record(provider.id(), peer.address, Instant::now());
-                return Err(Refused::Signature);
+                return Err(Refused::Signature(reason));
             }
         };
+        seen.slot = Some(delivery.slot());
         let text = provider.json(&delivery).ok_or(Refused::NotJson)?;
         let body = JsonObject::parse(&text).map_err(|_| Refused::NotJson)?;
-        let key = provider.delivery_key(&delivery);
+        if let Some(challenge) = provider.challenge_post(&delivery) {
+            tracing::info!(action = "webhook.challenge", provider = provider.id(), status = 200);
+            return Ok(Taken::Challenge(challenge));
+        }
+        let key = provider.delivery_key(&delivery, &body);
+        seen.key = Some(key.clone());
         tracing::info!(
             action = "webhook.received",
             provider = provider.id(),
@@ -199,11 +333,29 @@ impl Gateway {
             bytes = delivery.raw.len(),
             slot = delivery.slot().label(),
         );
-        match provider.normalize(&delivery, &body) {
-            Ok(events) if !events.is_empty() => self.append(provider, &key, &events, trace.as_deref()).await,
-            Ok(_) => Ok(dropped(provider, "no_event")),
-            Err(skip) => Ok(dropped(provider, &skip.to_string())),
+        // One that the sender would not repeat is taken all the same: the queue is where it waits.
+        if let Some(rate) = settings.rate_limits.get(provider.id())
+            && let Some(wait) = inner.rates.take(provider.id(), *rate, Instant::now())
+            && provider.redelivers()
+        {
+            tracing::warn!(action = "webhook.rate_limited", provider = provider.id());
+            return Err(Refused::TooFast(wait));
         }
+        let events = match provider.normalize(&delivery, &body) {
+            Ok(events) => self.without_echoes(events).await,
+            Err(skip) => Err(skip),
+        };
+        match events {
+            Ok(events) => self.append(provider, &key, &events, seen).await,
+            Err(Skip::NotAllowed) => Err(Refused::NotAllowed),
+            Err(skip) => Ok(dropped(provider, skip)),
+        }
+    }
+
+    fn clock(&self) -> Clock {
+        let settings = &self.0.settings;
+        let tolerance_s = i64::try_from(settings.tolerance.as_secs()).unwrap_or(i64::MAX);
+        Clock { now_s: settings.now_s.unwrap_or_else(|| chrono::Utc::now().timestamp()), tolerance_s }
     }
 
     fn check_auth_failures(&self, provider: &'static str, peer: &Peer) -> Result<(), Refused> {
@@ -213,65 +365,237 @@ impl Gateway {
         }
     }
 
+    /// Leaves out what reports our own doing. When nobody can tell, it passes: twice is better than never.
+    async fn without_echoes(&self, events: Vec<NormalizedEvent>) -> Result<Vec<NormalizedEvent>, Skip> {
+        let mut kept = Vec::with_capacity(events.len());
+        for event in events {
+            let is_echo = match (&event.echo_of, &self.0.beside.echoes) {
+                (Some(task), Some(echoes)) => {
+                    let asked = tokio::time::timeout(ECHO_TIMEOUT, echoes.is_ours(task)).await;
+                    asked.unwrap_or_else(|_| Err("no answer in time".to_owned())).unwrap_or_else(|error| {
+                        tracing::warn!(action = "webhook.echo_filter.unavailable", error);
+                        false
+                    })
+                }
+                _ => false,
+            };
+            if !is_echo {
+                kept.push(event);
+            }
+        }
+        if kept.is_empty() { Err(Skip::Echo) } else { Ok(kept) }
+    }
+
     async fn append(
         &self,
-        provider: &'static dyn Provider,
+        provider: &dyn Provider,
         key: &DeliveryKey,
         events: &[NormalizedEvent],
-        trace: Option<&str>,
-    ) -> Result<Response, Refused> {
+        seen: &mut Seen,
+    ) -> Result<Taken, Refused> {
         let settings = &self.0.settings;
-        let names: Vec<String> = events.iter().map(|e| format!("{}/{}", provider.event_prefix(), e.name)).collect();
         let source = format!("webhook/{}", provider.id());
-        let metas: Vec<String> = events.iter().map(|event| meta(provider.id(), event.name)).collect();
         let window = match key {
             DeliveryKey::Id(_) => settings.dedup_window,
             DeliveryKey::Hash(_) => settings.hash_dedup_window,
         };
-        let emits: Vec<Emit<'_>> = std::iter::zip(events, std::iter::zip(&names, &metas))
-            .enumerate()
-            .map(|(index, (event, (name, meta)))| Emit {
-                name,
-                data: event.data.as_str(),
-                id: Some(&event.id),
-                source: Some(&source),
-                meta: Some(meta),
-                trace,
-                once: Some(Once { key: once_key(provider.id(), key, index), window }),
-                ..Emit::default()
+        let ready: Vec<Ready> =
+            events.iter().enumerate().map(|(i, event)| Ready::of(provider, key, i, event)).collect();
+        let emits: Vec<Emit<'_>> =
+            ready.iter().map(|event| event.emit(&source, window, seen.trace.as_deref())).collect();
+        let is_queued = |event: &NormalizedEvent| {
+            (provider.id(), event.name.as_ref()) == QUEUED && settings.pilots.contains(provider.id())
+        };
+        seen.events = std::iter::zip(&ready, events)
+            .map(|(ready, event)| AnsweredEvent {
+                name: ready.name.clone(),
+                id: ready.id.clone(),
+                stream_id: None,
+                is_queued: is_queued(event),
             })
             .collect();
-        let admitted = tokio::time::timeout(settings.append_timeout, self.0.admission.admit_batch(&emits)).await;
-        let accepted = match admitted {
-            Ok(Ok(accepted)) => accepted,
-            Ok(Err(admission::Error::Append(error))) => return Err(append_failed(provider, &names, &chain(&error))),
-            // The event itself breaks a rule: sending it again would not help, so it is a drop, and it is logged.
-            Ok(Err(error)) => {
-                tracing::error!(provider = provider.id(), error = %error, "a normalised event was refused");
-                return Ok(dropped(provider, "invalid_event"));
-            }
-            Err(_) => return Err(append_failed(provider, &names, "not confirmed in time")),
+        let began = Instant::now();
+        let spool = self.spool_of(provider, &ready);
+        let failed = match self.admit(&emits, spool).await {
+            Ok(accepted) => return Ok(self.accepted(provider, key, &accepted, seen)),
+            Err(NotAdmitted::Refused(error)) => return self.refused(provider, &error),
+            Err(NotAdmitted::Later(failed)) => failed,
         };
+        let Some(spool) = spool else { return Err(append_failed(provider, &failed)) };
+        let delivery = Spooled {
+            source: source.clone(),
+            received_ms: seen.received_ms,
+            events: ready.iter().map(|event| event.spooled(window)).collect(),
+            trace: seen.trace.clone(),
+        };
+        let left = settings.append_timeout.saturating_sub(began.elapsed()).max(Duration::from_millis(500));
+        let put = tokio::time::timeout(left, spool.put(&delivery)).await;
+        match put.map_err(|_| "not on disk in time".to_owned()).and_then(|put| put.map_err(|error| error.to_string())) {
+            Ok(()) => {
+                for (told, spooled) in std::iter::zip(&mut seen.events, &delivery.events) {
+                    told.id = Some(spooled.id.clone());
+                }
+                tracing::warn!(
+                    action = "webhook.spooled",
+                    provider = provider.id(),
+                    delivery = key.as_str(),
+                    because = failed
+                );
+                Ok(Taken::Spooled { events: events.len() })
+            }
+            Err(error) => Err(append_failed(provider, &format!("{failed}; {error}"))),
+        }
+    }
+
+    /// Appends, unless something waits on the disk already: then these have to wait behind it.
+    async fn admit(&self, emits: &[Emit<'_>], spool: Option<&Spool>) -> Result<Vec<Accepted>, NotAdmitted> {
+        let behind = || NotAdmitted::Later("earlier deliveries wait on the disk".to_owned());
+        if spool.is_some_and(Spool::holds_any) {
+            return Err(self.0.admission.check(emits).map_or_else(NotAdmitted::Refused, |()| behind()));
+        }
+        let until_held = async {
+            match spool {
+                Some(spool) => spool.until_held().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            admitted = tokio::time::timeout(self.0.settings.append_timeout, self.0.admission.admit_batch(emits)) => {
+                match admitted {
+                    Ok(Ok(accepted)) => Ok(accepted),
+                    Ok(Err(error)) if spool::is_outage(&error) => Err(NotAdmitted::Later(chain(&error))),
+                    Ok(Err(error)) => Err(NotAdmitted::Refused(error)),
+                    Err(_) => Err(NotAdmitted::Later("not confirmed in time".to_owned())),
+                }
+            }
+            // Another one gave up on Redis. Should this append still succeed, the spool's is known by its ids.
+            () = until_held => Err(behind()),
+        }
+    }
+
+    /// The spool, where it takes deliveries of this provider and these events.
+    fn spool_of(&self, provider: &dyn Provider, events: &[Ready]) -> Option<&Spool> {
+        let settings = &self.0.settings;
+        let is_for = match settings.spool_for {
+            SpoolFor::All => true,
+            SpoolFor::NoRetryProviders => !provider.redelivers(),
+            SpoolFor::Off => false,
+        };
+        let fits = events.iter().all(|event| event.data.as_str().len() + ENVELOPE_BYTES <= settings.max_event_bytes);
+        self.0.beside.spool.as_ref().filter(|_| is_for && fits)
+    }
+
+    fn accepted(&self, provider: &dyn Provider, key: &DeliveryKey, accepted: &[Accepted], seen: &mut Seen) -> Taken {
+        for (told, stored) in std::iter::zip(&mut seen.events, accepted) {
+            told.id = Some(stored.event_id.clone());
+            told.stream_id = stored.stream_id.map(|id| id.to_string());
+        }
         if accepted.iter().all(|event| event.duplicate.is_some()) {
             tracing::info!(action = "webhook.duplicate", provider = provider.id(), delivery = key.as_str());
-            return Ok(Json(json!({ "ok": true, "events": 0, "duplicate": true })).into_response());
+            return Taken::Duplicate;
         }
-        let is_queued =
-            |event: &&NormalizedEvent| (provider.id(), event.name) == QUEUED && settings.pilots.contains(provider.id());
-        let queued = events.iter().filter(is_queued).count();
-        let (total, direct) = (events.len(), events.len() - queued);
-        tracing::info!(action = "webhook.forwarded", provider = provider.id(), total, queued, direct, ?names);
-        let answer =
-            json!({ "ok": true, "events": total, "queued": queued, "direct": direct, "deliveryId": key.as_str() });
-        Ok(Json(answer).into_response())
+        stored(provider, key, accepted, &seen.events)
     }
+
+    /// Nothing that sending it again would mend.
+    fn refused(&self, provider: &dyn Provider, error: &admission::Error) -> Result<Taken, Refused> {
+        match error {
+            admission::Error::Append(append::Error::TooLarge { .. }) => {
+                tracing::error!(action = "webhook.forward.failed", provider = provider.id(), error = %error);
+                Err(Refused::TooLarge)
+            }
+            admission::Error::Append(error) => Err(append_failed(provider, &chain(error))),
+            // The event itself breaks a rule: sending it again would not help. An intake says so; for the others it is
+            // a drop, and it is logged.
+            error => {
+                tracing::error!(provider = provider.id(), error = %error, "a normalised event was refused");
+                match provider.answers() {
+                    Answers::Relay => Err(Refused::Relay { status: error.http_status(), error: error.to_string() }),
+                    Answers::Gateway => Ok(dropped(provider, Skip::InvalidEvent)),
+                }
+            }
+        }
+    }
+}
+
+/// Why an append gave no answer that is a success.
+enum NotAdmitted {
+    /// It never will.
+    Refused(admission::Error),
+    /// It may, later.
+    Later(String),
+}
+
+/// An event as it is offered to admission.
+struct Ready {
+    name: String,
+    id: Option<String>,
+    data: JsonObject,
+    meta: String,
+    once: String,
+}
+
+impl Ready {
+    fn of(provider: &dyn Provider, key: &DeliveryKey, index: usize, event: &NormalizedEvent) -> Self {
+        let name = match provider.event_prefix() {
+            "" => event.name.to_string(),
+            prefix => format!("{prefix}/{}", event.name),
+        };
+        Self {
+            name,
+            id: event.id.as_ref().map(|id| fitted(provider.id(), id)),
+            data: event.data.clone(),
+            meta: meta(provider.id(), &event.name),
+            once: once_key(provider.id(), key, index),
+        }
+    }
+
+    /// With an id, so that it can be appended twice and be there once.
+    fn spooled(&self, window: Duration) -> SpooledEvent {
+        SpooledEvent {
+            name: self.name.clone(),
+            id: self.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+            data: self.data.clone(),
+            meta: self.meta.clone(),
+            once: self.once.clone(),
+            window_ms: u64::try_from(window.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn emit<'a>(&'a self, source: &'a str, window: Duration, trace: Option<&'a str>) -> Emit<'a> {
+        Emit {
+            name: &self.name,
+            data: self.data.as_str(),
+            id: self.id.as_deref(),
+            source: Some(source),
+            meta: Some(&self.meta),
+            trace,
+            once: Some(Once { key: self.once.clone(), window }),
+            ..Emit::default()
+        }
+    }
+}
+
+fn hash32(text: &str) -> String {
+    hex::encode(&Sha256::digest(text.as_bytes())[..16])
+}
+
+/// An id that an event may have: a sender's own parts may be long, or hold what ids may not.
+fn fitted(provider: &str, id: &str) -> String {
+    let fits = id.len() <= MAX_EVENT_ID_BYTES && id.trim() == id && !id.chars().any(char::is_control);
+    if fits { id.to_owned() } else { format!("{provider}-sha256-{}", hash32(id)) }
 }
 
 /// `<provider>:<delivery>`, with the event's number from the second one on.
 fn once_key(provider: &str, key: &DeliveryKey, index: usize) -> String {
+    let key = match key.as_str() {
+        key if key.len() <= MAX_KEY_BYTES => key.to_owned(),
+        key => format!("sha256-{}", hash32(key)),
+    };
     match index {
-        0 => format!("{provider}:{}", key.as_str()),
-        _ => format!("{provider}:{}#{index}", key.as_str()),
+        0 => format!("{provider}:{key}"),
+        _ => format!("{provider}:{key}#{index}"),
     }
 }
 
@@ -280,88 +604,43 @@ fn meta(provider: &str, event: &str) -> String {
     object_text([("provider", provider.as_str()), ("normalizedEvent", event.as_str())])
 }
 
-fn dropped(provider: &dyn Provider, reason: &str) -> Response {
-    tracing::info!(action = "webhook.dropped", provider = provider.id(), reason);
-    Json(json!({ "ok": true, "events": 0, "note": "No matching events" })).into_response()
+fn stored(provider: &dyn Provider, key: &DeliveryKey, accepted: &[Accepted], events: &[AnsweredEvent]) -> Taken {
+    let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
+    let queued = events.iter().filter(|event| event.is_queued).count();
+    let (total, direct) = (accepted.len(), accepted.len() - queued);
+    tracing::info!(action = "webhook.forwarded", provider = provider.id(), total, queued, direct, ?names);
+    let ids = accepted.iter().map(|event| event.event_id.clone()).collect();
+    Taken::Stored { key: key.as_str().to_owned(), ids, queued, answers: provider.answers() }
 }
 
-fn append_failed(provider: &dyn Provider, names: &[String], error: &str) -> Refused {
-    tracing::error!(action = "webhook.forward.failed", provider = provider.id(), ?names, error);
-    Refused::Append
+fn dropped(provider: &dyn Provider, skip: Skip) -> Taken {
+    tracing::info!(action = "webhook.dropped", provider = provider.id(), reason = %skip);
+    Taken::Dropped(skip)
 }
 
-async fn index() -> Json<Value> {
+fn append_failed(provider: &dyn Provider, error: &str) -> Refused {
+    tracing::error!(action = "webhook.forward.failed", provider = provider.id(), error);
+    match provider.answers() {
+        Answers::Gateway => Refused::Append(error.to_owned()),
+        Answers::Relay => Refused::Relay { status: 502, error: "Failed to proxy event".to_owned() },
+    }
+}
+
+async fn index(State(gateway): State<Gateway>) -> Json<Value> {
     Json(json!({
         "service": "webhook-gateway",
         "status": "running",
-        "providers": provider_ids(),
+        "providers": gateway.senders().ids(),
         "endpoint": "POST /webhooks/:provider",
     }))
 }
 
-/// The ids of all providers.
-#[must_use]
-pub fn provider_ids() -> Vec<&'static str> {
-    providers::ALL.iter().map(|provider| provider.id()).collect()
-}
-
 async fn delivery(State(gateway): State<Gateway>, Path(id): Path<String>, request: Request<Body>) -> Response {
-    let Some(provider) = providers::find(&id) else { return Refused::Unknown(id).into_response() };
-    let mut response = gateway.take(provider, request).await.unwrap_or_else(IntoResponse::into_response);
+    let senders = gateway.senders();
+    let Some(provider) = senders.find(&id) else { return Refused::Unknown(id).into_response() };
+    let mut response = gateway.answer(&senders, &*provider, request).await;
     response.extensions_mut().insert(ProviderTag(provider.id()));
     response
-}
-
-impl From<request_body::Error> for Refused {
-    fn from(error: request_body::Error) -> Self {
-        match error {
-            request_body::Error::TooLarge => Self::TooLarge,
-            request_body::Error::TooSlow => Self::TooSlow,
-            request_body::Error::Incomplete => Self::Incomplete,
-        }
-    }
-}
-
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        let error = |text: &str| json!({ "ok": false, "error": text });
-        let coded = |text: &str, code: &str| json!({ "ok": false, "error": text, "code": code });
-        let (status, body, retry_after) = match &self {
-            Self::Unknown(id) => (StatusCode::NOT_FOUND, error(&format!("Unknown provider: {id}")), None),
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, error("Method not allowed"), None),
-            Self::NoChallenge(id) => {
-                let text = format!("Provider {id} does not accept GET challenges");
-                (StatusCode::METHOD_NOT_ALLOWED, error(&text), None)
-            }
-            Self::TooManyAuthFailures(wait) => {
-                let seconds = wait.as_millis().div_ceil(1000).max(1);
-                (StatusCode::TOO_MANY_REQUESTS, error("Too many auth failures"), Some(seconds))
-            }
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, error("Request body too large"), None),
-            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, error("Request timeout"), None),
-            Self::Incomplete => (StatusCode::BAD_REQUEST, error("Request body incomplete"), None),
-            Self::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, error("Unsupported content encoding"), None),
-            Self::Unconfigured => {
-                let body = coded("Provider secret unavailable", "provider_unconfigured");
-                (StatusCode::SERVICE_UNAVAILABLE, body, Some(60))
-            }
-            Self::Signature => (StatusCode::UNAUTHORIZED, error("Invalid signature"), None),
-            Self::NotJson => (StatusCode::BAD_REQUEST, error("Invalid JSON"), None),
-            Self::Append => {
-                let body = coded("Failed to dispatch events", "append_failed");
-                (StatusCode::SERVICE_UNAVAILABLE, body, Some(30))
-            }
-        };
-        let mut response = (status, Json(body)).into_response();
-        let headers = response.headers_mut();
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
-        }
-        if let Some(seconds) = retry_after.and_then(|seconds| u64::try_from(seconds).ok()) {
-            headers.insert(header::RETRY_AFTER, seconds.into());
-        }
-        response
-    }
 }
 
 /// One report per provider and cause within a span, with the number of cases since the last one: senders of bad

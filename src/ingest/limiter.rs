@@ -1,6 +1,7 @@
-//! The auth-failure limit: an address that keeps failing verification is refused before its body is read.
+//! Limits of the gateway: an address that keeps failing verification is refused before its body is read, and a provider
+//! may send so many valid deliveries in a time.
 //!
-//! Counted per provider and address in a fixed window, so that one provider's failures block no other and a valid
+//! Failures are counted per provider and address in a fixed window, so that one provider's failures block no other and a valid
 //! signature never counts. Bounded: past the limit of entries the one unused for longest is forgotten.
 
 use std::collections::{BTreeMap, HashMap};
@@ -75,6 +76,51 @@ impl AuthFailures {
     }
 }
 
+/// So many in such a time; as many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: u32,
+    /// In which time.
+    pub per: Duration,
+}
+
+impl Rate {
+    /// Reads `N/s` or `N/m`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (count, unit) = text.trim().split_once('/')?;
+        let per = match unit.trim() {
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            _ => return None,
+        };
+        let count = count.trim().parse().ok().filter(|count| *count > 0)?;
+        Some(Self { count, per })
+    }
+}
+
+/// Limits by provider: a bucket each, which starts full. Reads no clock: callers pass the time.
+#[derive(Debug, Default)]
+pub struct Rates(Mutex<HashMap<&'static str, (Instant, f64)>>);
+
+impl Rates {
+    /// Takes one of `key`'s; how long to wait for it where there is none.
+    pub fn take(&self, key: &'static str, rate: Rate, now: Instant) -> Option<Duration> {
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = f64::from(rate.count);
+        let per_s = full / rate.per.as_secs_f64();
+        let (since, left) = buckets.entry(key).or_insert((now, full));
+        *left = (*left + now.saturating_duration_since(*since).as_secs_f64() * per_s).min(full);
+        *since = now;
+        if *left >= 1.0 {
+            *left -= 1.0;
+            return None;
+        }
+        Some(Duration::from_secs_f64((1.0 - *left) / per_s))
+    }
+}
+
 /// An IPv6 customer holds a whole /64, so that is one address here.
 fn group(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -103,6 +149,21 @@ mod tests {
         assert_eq!(limiter.wait("github", address, start + WINDOW), None);
         limiter.record("github", address, start + WINDOW);
         assert_eq!(limiter.wait("github", address, start + WINDOW), None, "a new window starts at one");
+    }
+
+    #[test]
+    fn a_rate_allows_its_count_at_once_and_then_one_by_one() {
+        let rate = Rate::parse(" 2/m ").unwrap();
+        assert_eq!(rate, Rate { count: 2, per: WINDOW });
+        let (rates, start) = (Rates::default(), Instant::now());
+        assert_eq!([0, 0].map(|_| rates.take("x", rate, start)), [None, None]);
+        assert_eq!(rates.take("x", rate, start), Some(WINDOW / 2));
+        assert_eq!(rates.take("y", rate, start), None, "each has its own");
+        assert_eq!(rates.take("x", rate, start + WINDOW / 2), None);
+        assert!(rates.take("x", rate, start + WINDOW / 2).is_some());
+        for text in ["", "0/s", "2", "2/h", "-1/s", "x/s"] {
+            assert_eq!(Rate::parse(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -12,12 +12,16 @@
 //! 3. A batch is validated whole before its first append.
 
 pub mod admission;
+pub mod answer;
 pub mod caused_by;
 pub mod event_api;
 pub mod fields;
 pub mod gateway;
+pub mod html;
 pub mod limiter;
 pub mod peer;
 pub mod providers;
 pub mod request_body;
 pub mod signature;
+pub mod sources;
+pub mod spool;

@@ -36,7 +36,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use crate::diagnose::{Diagnose, Exit};
 use crate::functions::inngest::{self, Facade};
 use crate::ingest::event_api::EventApi;
-use crate::ingest::gateway::{self, Gateway, ProviderTag};
+use crate::ingest::gateway::{Gateway, ProviderTag};
 use crate::telemetry::metrics::Metrics;
 use health::Readiness;
 
@@ -131,7 +131,7 @@ pub fn router(parts: Parts) -> Router {
         async move { readiness.answer().await }
     };
     let own = Router::new()
-        .route("/", get(service))
+        .route("/", get(service).with_state(gateway.clone()))
         .route("/health", get(alive))
         .route("/health/live", get(alive))
         .route("/health/ready", get(ready))
@@ -172,12 +172,12 @@ pub async fn serve(
     }
 }
 
-async fn service() -> Json<Value> {
+async fn service(State(gateway): State<Gateway>) -> Json<Value> {
     Json(json!({
         "service": "system-bus",
         "status": "running",
         "version": env!("CARGO_PKG_VERSION"),
-        "webhooks": { "endpoint": "/webhooks/:provider", "providers": gateway::provider_ids() },
+        "webhooks": { "endpoint": "/webhooks/:provider", "providers": gateway.senders().ids() },
         "events": { "endpoint": "/e/:key" },
         "health": { "live": "/health/live", "ready": "/health/ready" },
     }))

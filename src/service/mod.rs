@@ -9,18 +9,19 @@ mod notify;
 mod redis;
 mod reload;
 pub mod routes;
+pub mod senders;
 mod telemetry;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources};
+use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources, SpoolFor};
 use crate::diagnose::{Diagnose, Exit, chain};
 use crate::drainer::scheduler::{self, Rules};
 use crate::drainer::vitals::Vitals;
@@ -32,13 +33,15 @@ use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
-use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
-use crate::ingest::signature::Secrets;
+use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
+use crate::ingest::limiter::Rate;
+use crate::ingest::spool::Spool;
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
 use routes::{AdmissionRoutes, RegistryPlans};
+use senders::Leased;
 
 pub use note::{ServiceNote, running_service};
 
@@ -71,6 +74,9 @@ pub enum Error {
     /// The routing table can't be used.
     #[error(transparent)]
     Registry(#[from] crate::registry::Error),
+    /// The sources of webhooks can't be used.
+    #[error(transparent)]
+    Sources(#[from] crate::ingest::sources::Error),
     /// Our own Redis did not start.
     #[error(transparent)]
     Managed(#[from] crate::streams::managed::Error),
@@ -93,6 +99,7 @@ impl Error {
         match self {
             Self::Config(error) => Some(error),
             Self::Registry(error) => Some(error),
+            Self::Sources(error) => Some(error),
             Self::Managed(error) => Some(error),
             Self::Redis(error) => Some(error),
             Self::Server(error) => Some(error),
@@ -219,13 +226,29 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         registry_hash: registry.current().hash().to_owned(),
     };
     let mut served = None;
+    let leased = Leased::default();
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
         let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
         let admission = Admission::new(Arc::new(appender), Arc::new(routes));
-        let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
+        let senders = senders::senders(config, &leased)?;
+        let spool = spool(config);
+        if let Some(spool) = &spool {
+            let draining = spool.clone().drain(admission.clone(), stop.clone());
+            tasks.spawn(async move {
+                draining.await;
+                Ok(())
+            });
+        }
+        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone() };
+        let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), beside);
         served = Some(gateway.clone());
-        let readiness = readiness(&bus, vitals, &functions, config, stop.clone());
+        let keeping = senders::keep(config.clone(), leased.clone(), gateway.clone(), stop.clone());
+        tasks.spawn(async move {
+            keeping.await;
+            Ok(())
+        });
+        let readiness = readiness(&bus, vitals, &functions, spool, config, stop.clone());
         let parts = server::Parts {
             gateway,
             event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
@@ -252,6 +275,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         sources: options.sources.clone(),
         registry: registry.clone(),
         gateway: served,
+        leased,
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -419,8 +443,19 @@ fn drainer_settings(config: &Config, options: &Options) -> drainer::Settings {
 fn gateway_settings(config: &Config) -> GatewaySettings {
     let webhook = &config.webhook;
     let pilots = [Pilot::Github].into_iter().filter(|pilot| config.pilots.is_on(*pilot));
+    let id = |name: &str| name.to_ascii_lowercase().replace('_', "-");
+    let rates = config.variables.between("WEBHOOK_RATE_LIMIT_", "");
+    let bodies = config.variables.between("", "_WEBHOOK_MAX_BODY_BYTES");
     GatewaySettings {
         max_body_bytes: webhook.max_body_bytes,
+        max_body_bytes_of: bodies
+            .filter_map(|(name, text)| Some((id(name), MAX_BODY_BYTES.min(given(name, text, parse_size(text))?))))
+            .collect(),
+        rate_limits: rates.filter_map(|(name, text)| Some((id(name), given(name, text, Rate::parse(text))?))).collect(),
+        hash_dedup_window: webhook.hash_dedup_ttl,
+        tolerance: webhook.timestamp_tolerance,
+        spool_for: webhook.spool,
+        max_event_bytes: config.queue.max_event_bytes,
         append_timeout: webhook.append_timeout,
         dedup_window: webhook.dedup_ttl,
         auth_failure_limit: webhook.auth_failure_limit,
@@ -429,6 +464,25 @@ fn gateway_settings(config: &Config) -> GatewaySettings {
         pilots: pilots.map(|pilot| pilot.to_string()).collect(),
         ..GatewaySettings::default()
     }
+}
+
+/// The largest body that a provider can be allowed.
+const MAX_BODY_BYTES: usize = 26_214_400;
+
+fn parse_size(text: &str) -> Option<usize> {
+    crate::config::units::parse_bytes(text).and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0)
+}
+
+/// A limit of one provider; one that can't be read is none, and is told.
+fn given<T>(name: &str, text: &str, parsed: Option<T>) -> Option<T> {
+    if parsed.is_none() {
+        tracing::warn!(
+            provider = name,
+            value = text,
+            "a limit of this provider is not accepted; it has none of its own"
+        );
+    }
+    parsed
 }
 
 fn event_api_settings(config: &Config) -> EventApiSettings {
@@ -463,19 +517,44 @@ fn event_keys(config: &Config) -> Vec<secrecy::SecretString> {
     keys.map(secrecy::SecretString::from).collect()
 }
 
-fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
-    let (mut current, mut previous) = (Vec::new(), Vec::new());
-    for (slot, secret) in config.github_secrets().read()? {
-        let list = if slot == crate::config::Slot::Current { &mut current } else { &mut previous };
-        list.push(secret.expose_secret().to_owned());
+/// The spool of webhooks, unless it is off or can't be used: then an outage of Redis is answered 503.
+fn spool(config: &Config) -> Option<Spool> {
+    if config.webhook.spool == SpoolFor::Off {
+        return None;
     }
-    Ok(HashMap::from([("github".to_owned(), Secrets::new(current, previous))]))
+    match Spool::open(config.webhook.spool_dir.clone(), config.webhook.spool_max_bytes) {
+        Ok(spool) => Some(spool),
+        Err(error) => {
+            tracing::warn!(action = "webhook.spool.unusable", error = %chain(&error), "webhooks are not kept while Redis is away");
+            None
+        }
+    }
+}
+
+/// What the system did itself, from the Redis in which it says so.
+struct BusEchoes(Bus);
+
+impl Echoes for BusEchoes {
+    fn is_ours<'a>(&'a self, task: &'a str) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(async move { self.0.is_closed_by_us(task).await.map_err(|error| chain(&error)) })
+    }
+}
+
+/// Deliveries on the disk that Redis should have taken by now.
+fn spool_waits(spool: &Spool) -> Result<(), String> {
+    let depth = spool.depth();
+    let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+    match depth.oldest_ms.map(|oldest| now.saturating_sub(oldest) / 1000) {
+        Some(age_s) if age_s >= 60 => Err(format!("{} deliveries wait, the oldest for {age_s} s", depth.deliveries)),
+        _ => Ok(()),
+    }
 }
 
 fn readiness(
     bus: &Bus,
     vitals: Option<Arc<Vitals>>,
     functions: &Functions,
+    spool: Option<Spool>,
     config: &Config,
     stop: CancellationToken,
 ) -> Readiness {
@@ -489,6 +568,10 @@ fn readiness(
         let functions = functions.clone();
         async move { agreement(&functions).await }
     });
+    let readiness = match spool {
+        Some(spool) => readiness.with("spool", move || std::future::ready(spool_waits(&spool))),
+        None => readiness,
+    };
     let Some(vitals) = vitals else { return readiness };
     let limit = config.drainer.stall_after;
     readiness.with("drainer", move || {

@@ -1,6 +1,6 @@
-//! What may change while a service runs: the env file, secret files, the registry.
+//! What may change while a service runs: the env file, secret files, sources of webhooks, the registry.
 //!
-//! Looked at every two seconds and on SIGHUP. Secrets and registry take effect at once; of every other setting the
+//! Looked at every two seconds and on SIGHUP. Secrets, sources and registry take effect at once; of every other setting the
 //! name is journaled (`config.changed`) and logged, and it takes effect with the next start.
 
 use std::path::Path;
@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
+use super::senders::{self, Leased};
 use crate::config::{Config, Sources};
 use crate::diagnose::chain;
 use crate::ingest::gateway::Gateway;
@@ -26,6 +27,7 @@ pub(super) struct Reload {
     pub sources: Sources,
     pub registry: RegistryHandle,
     pub gateway: Option<Gateway>,
+    pub leased: Leased,
     pub bus: Bus,
 }
 
@@ -34,7 +36,8 @@ impl Reload {
     pub async fn run(mut self, stop: CancellationToken) {
         let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
         let Ok(mut hangup) = hangup else { return };
-        let mut stamp = stamp(&self.config.env_file);
+        let stamps = |config: &Config| (stamp(&config.env_file), stamp(&config.webhook.sources_file));
+        let mut before = stamps(&self.config);
         let mut polls: u64 = 0;
         loop {
             tokio::select! {
@@ -47,12 +50,13 @@ impl Reload {
                 }
                 () = tokio::time::sleep(POLL) => {
                     polls += 1;
-                    let now = self::stamp(&self.config.env_file);
-                    if now != stamp {
-                        stamp = now;
+                    let now = stamps(&self.config);
+                    let (has_config, has_sources) = (now.0 != before.0, now.1 != before.1);
+                    before = now;
+                    if has_config {
                         self.read_config().await;
-                    } else if polls.is_multiple_of(SECRETS_EVERY) {
-                        self.swap_secrets();
+                    } else if has_sources || polls.is_multiple_of(SECRETS_EVERY) {
+                        self.swap_senders();
                     }
                 }
             }
@@ -69,7 +73,7 @@ impl Reload {
         };
         let changed = config.changed_keys(&self.config);
         self.config = config;
-        self.swap_secrets();
+        self.swap_senders();
         if !changed.is_empty() {
             tracing::warn!(
                 keys = changed.join(","),
@@ -80,11 +84,9 @@ impl Reload {
         }
     }
 
-    fn swap_secrets(&self) {
-        let Some(gateway) = &self.gateway else { return };
-        match super::secrets(&self.config) {
-            Ok(secrets) => gateway.replace_secrets(secrets),
-            Err(error) => tracing::error!(error = %chain(&error), "the new secrets can't be read; the old ones stay"),
+    fn swap_senders(&self) {
+        if let Some(gateway) = &self.gateway {
+            senders::swap(&self.config, &self.leased, gateway);
         }
     }
 }

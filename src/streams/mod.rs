@@ -9,6 +9,7 @@ pub mod complete;
 pub mod control;
 pub mod dead;
 pub mod depth;
+pub mod echoes;
 pub mod entry_id;
 pub mod envelope;
 pub mod family;

@@ -1,15 +1,14 @@
 //! The event API through the real router: what is accepted, what is refused, and in which words.
 
-use std::collections::HashMap;
-
 use crate::ingest_support::{Server, client};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use system_bus::ingest::event_api::EventApiSettings;
 use system_bus::ingest::gateway::GatewaySettings;
+use system_bus::ingest::providers::Senders;
 
 async fn server(settings: EventApiSettings) -> Server {
-    Server::start(GatewaySettings::default(), HashMap::new(), settings).await
+    Server::start(GatewaySettings::default(), Senders::default(), settings).await
 }
 
 fn ulids(body: &Value) -> Vec<String> {

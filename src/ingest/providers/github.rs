@@ -7,31 +7,40 @@
 //! | retries | none by itself; by hand for three days |
 //! | body | JSON, or a form with the JSON in its field `payload`; the signature covers the form as sent |
 
-use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use super::{DeliveryKey, NormalizedEvent, Provider, SecretName, Skip};
-use crate::ingest::fields::Fields;
-use crate::ingest::signature::{Delivery, Scheme, Verified};
+use axum::http::HeaderMap;
+use serde_json::json;
+
+use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, object};
+use crate::ingest::fields::{Fields, json_string, object_text};
+use crate::ingest::signature::{Delivery, Encoding, Hash, Scheme, Verified};
 use crate::streams::json::JsonObject;
 
 /// Longest delivery id that is taken as one; GitHub sends 36 bytes. Leaves room for our part of the event id.
 const MAX_DELIVERY_BYTES: usize = 128;
 
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct Github;
+#[derive(Debug, Clone, Default)]
+pub struct Github {
+    /// Events that are passed on as they are: `github/<event>[.<action>]`.
+    pub passthrough: BTreeSet<String>,
+}
+
+const SECRET: &str = "GITHUB_WEBHOOK_SECRET";
 
 impl Provider for Github {
     fn id(&self) -> &'static str {
         "github"
     }
 
-    fn secret(&self) -> SecretName {
-        SecretName { variable: "GITHUB_WEBHOOK_SECRET", store: "github_webhook_secret" }
+    fn secrets(&self) -> Vec<Cow<'static, str>> {
+        vec![SECRET.into()]
     }
 
-    fn signature(&self) -> Scheme {
-        Scheme::hmac_sha256_hex("x-hub-signature-256", "sha256=")
+    fn signature(&self, _headers: &HeaderMap) -> (Scheme, Cow<'static, str>) {
+        (Scheme::of_body("x-hub-signature-256", "sha256=", Hash::Sha256, Encoding::Hex), SECRET.into())
     }
 
     fn redelivers(&self) -> bool {
@@ -46,7 +55,7 @@ impl Provider for Github {
         fields.find(|(name, _)| name == "payload").map(|(_, payload)| payload.into_owned())
     }
 
-    fn delivery_key(&self, delivery: &Verified<Delivery>) -> DeliveryKey {
+    fn delivery_key(&self, delivery: &Verified<Delivery>, _body: &JsonObject) -> DeliveryKey {
         match sent_id(delivery) {
             Some(id) => DeliveryKey::Id(id.to_owned()),
             None => DeliveryKey::Hash(delivery_id(delivery)),
@@ -61,10 +70,25 @@ impl Provider for Github {
             ("", _) => return Err(Skip::MissingType),
             ("workflow_run", "completed") => workflow_run_completed(&delivery_id(delivery), &hook),
             ("package", "published") => package_published(&delivery_id(delivery), &hook),
+            (kind, action) if self.passthrough.contains(kind) => {
+                passed_on(kind, action, &delivery_id(delivery), &hook, body)?
+            }
             ("workflow_run" | "package", _) => return Err(Skip::FilteredAction),
             _ => return Err(Skip::UnmappedType),
         };
         Ok(vec![event])
+    }
+
+    fn sample(&self, nonce: &str) -> Sample {
+        let body = json!({
+            "action": "completed",
+            "workflow_run": { "id": 1, "name": "sample", "run_number": 1, "status": "completed", "conclusion": "success" },
+            "workflow": { "id": 1, "name": "sample" },
+            "repository": { "full_name": "sample/sample", "html_url": "https://github.com/sample/sample" },
+        });
+        let headers = [("x-github-event", "workflow_run"), ("x-github-delivery", nonce)];
+        let headers = headers.map(|(name, value)| (name.into(), value.to_owned())).to_vec();
+        Sample { body: body.to_string(), headers }
     }
 }
 
@@ -123,11 +147,8 @@ fn workflow_run_completed(delivery_id: &str, hook: &Fields<'_>) -> NormalizedEve
         "updatedAt": run.text("updated_at"),
         "completedAt": first((&run, "updated_at"), (&run, "created_at")),
     });
-    NormalizedEvent {
-        name: "workflow_run.completed",
-        id: format!("github-workflow-run-completed-{delivery_id}-{run_id}"),
-        data: object(data),
-    }
+    let id = format!("github-workflow-run-completed-{delivery_id}-{run_id}");
+    NormalizedEvent::new("workflow_run.completed", id, object(data))
 }
 
 fn package_published(delivery_id: &str, hook: &Fields<'_>) -> NormalizedEvent {
@@ -148,16 +169,33 @@ fn package_published(delivery_id: &str, hook: &Fields<'_>) -> NormalizedEvent {
         "repositoryUrl": repository.text("html_url"),
         "sender": hook.object("sender").text("login"),
     });
-    NormalizedEvent {
-        name: "package.published",
-        id: format!("github-package-published-{delivery_id}"),
-        data: object(data),
-    }
+    NormalizedEvent::new("package.published", format!("github-package-published-{delivery_id}"), object(data))
 }
 
-fn object(value: Value) -> JsonObject {
-    match value {
-        Value::Object(map) => map.into(),
-        _ => Map::new().into(),
-    }
+/// An event as it came, for names that the operator asked for.
+fn passed_on(
+    kind: &str,
+    action: &str,
+    delivery_id: &str,
+    hook: &Fields<'_>,
+    body: &JsonObject,
+) -> Result<NormalizedEvent, Skip> {
+    let name = if action.is_empty() { kind.to_owned() } else { format!("{kind}.{action}") };
+    let texts = [
+        delivery_id.to_owned(),
+        action.to_owned(),
+        hook.object("repository").text("full_name"),
+        hook.object("sender").text("login"),
+    ];
+    let [id, action, repository, sender] = texts.map(|text| json_string(&text));
+    let data = object_text([
+        ("deliveryId", id.as_str()),
+        ("action", &action),
+        ("repository", &repository),
+        ("sender", &sender),
+        ("payload", body.as_str()),
+    ]);
+    let id = format!("github-{name}-{delivery_id}");
+    // One level deeper than the body was: at the limit of nesting there is no such event.
+    Ok(NormalizedEvent::new(name, id, JsonObject::parse(&data).map_err(|_| Skip::InvalidEvent)?))
 }

@@ -5,18 +5,20 @@
 
 #![allow(dead_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use system_bus::config::TraceTrust;
+use system_bus::config::{Config, Sources, TraceTrust};
 use system_bus::ingest::admission::{Admission, Append, Route, Routes};
 use system_bus::ingest::event_api::{EventApi, EventApiSettings, PublicIds};
-use system_bus::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
+use system_bus::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
+use system_bus::ingest::providers::Senders;
 use system_bus::server::{self, Parts, health::Readiness};
+use system_bus::service::senders::{self, Leased};
 use system_bus::streams::append::{self, Appended, DuplicateBy, Durability, NewEvent};
 use system_bus::streams::entry_id::EntryId;
 use system_bus::streams::family::Family;
@@ -32,6 +34,7 @@ pub struct Memory {
     known: Mutex<HashMap<String, Appended>>,
     next: AtomicU64,
     is_down: AtomicBool,
+    closed_by_us: Mutex<Vec<String>>,
 }
 
 impl Memory {
@@ -41,6 +44,11 @@ impl Memory {
 
     pub fn bring_back(&self) {
         self.is_down.store(false, Ordering::SeqCst);
+    }
+
+    /// As if the system itself had closed this task a moment ago.
+    pub fn close_task(&self, task: &str) {
+        self.closed_by_us.lock().unwrap().push(task.to_owned());
     }
 
     pub fn events(&self) -> Vec<NewEvent> {
@@ -83,6 +91,12 @@ impl Append for Memory {
     }
 }
 
+impl Echoes for Memory {
+    fn is_ours<'a>(&'a self, task: &'a str) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(async move { Ok(self.closed_by_us.lock().unwrap().iter().any(|closed| closed == task)) })
+    }
+}
+
 impl PublicIds for Memory {
     fn public_id(&self, _: Lane, entry: EntryId) -> BoxFuture<'_, Option<String>> {
         let event = self.events().get(usize::try_from(entry.seq).unwrap()).cloned();
@@ -101,6 +115,26 @@ impl Routes for AnyRoute {
     }
 }
 
+/// The senders that a configuration of these variables has.
+pub fn senders(variables: &[(&str, &str)]) -> Senders {
+    let environment: BTreeMap<String, String> =
+        variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let home = tempfile::tempdir().unwrap();
+    let sources = Sources { environment, home: home.path().to_path_buf(), ..Sources::default() };
+    senders::senders(&Config::load(&sources).unwrap(), &Leased::default()).unwrap()
+}
+
+/// The published examples of GitHub's deliveries: all kinds of events, each with its payloads.
+pub fn octokit_examples() -> serde_json::Value {
+    let installed = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/conformance/js/node_modules/@octokit/webhooks-examples/api.github.com/index.json"
+    );
+    let path = std::env::var("OCTOKIT_EXAMPLES").unwrap_or_else(|_| installed.to_owned());
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}; `make deps` installs it"));
+    serde_json::from_slice(&text).unwrap()
+}
+
 /// A served router; stops when it is dropped.
 pub struct Server {
     pub address: SocketAddr,
@@ -109,14 +143,19 @@ pub struct Server {
 }
 
 impl Server {
-    pub async fn start(gateway: GatewaySettings, secrets: SecretTable, event_api: EventApiSettings) -> Self {
+    pub async fn start(gateway: GatewaySettings, senders: Senders, event_api: EventApiSettings) -> Self {
         let memory = Arc::new(Memory::default());
         let admission = Admission::new(memory.clone(), Arc::new(AnyRoute));
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
             metrics: None,
             tracing: server::trace::Tracing { trust: TraceTrust::Internal, trusted_proxies: Vec::new(), spans: None },
-            gateway: Gateway::new(gateway, secrets, admission.clone()),
+            gateway: Gateway::new(
+                gateway,
+                senders,
+                admission.clone(),
+                Beside { echoes: Some(memory.clone()), ..Beside::default() },
+            ),
             event_api: EventApi::new(event_api, admission, memory.clone()),
             facade: None,
             readiness: Readiness::new(cancel.clone()),
