@@ -23,7 +23,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
 use super::admission::{self, Admission, Emit};
@@ -37,6 +37,7 @@ use crate::config::Cidr;
 use crate::diagnose::chain;
 use crate::streams::append::Once;
 use crate::streams::json::JsonObject;
+use crate::telemetry::metrics::Webhook;
 
 /// The one event name that the `github` pilot counts as queued.
 const QUEUED: (&str, &str) = ("github", "workflow_run.completed");
@@ -250,7 +251,8 @@ impl Gateway {
         };
         if accepted.iter().all(|event| event.duplicate.is_some()) {
             tracing::info!(action = "webhook.duplicate", provider = provider.id(), delivery = key.as_str());
-            return Ok(Json(json!({ "ok": true, "events": 0, "duplicate": true })).into_response());
+            let answer = Json(json!({ "ok": true, "events": 0, "duplicate": true }));
+            return Ok((Extension(told(provider.id(), "duplicate")), answer).into_response());
         }
         let is_queued =
             |event: &&NormalizedEvent| (provider.id(), event.name) == QUEUED && settings.pilots.contains(provider.id());
@@ -259,8 +261,15 @@ impl Gateway {
         tracing::info!(action = "webhook.forwarded", provider = provider.id(), total, queued, direct, ?names);
         let answer =
             json!({ "ok": true, "events": total, "queued": queued, "direct": direct, "deliveryId": key.as_str() });
-        Ok(Json(answer).into_response())
+        let count = |events: usize| u64::try_from(events).unwrap_or(u64::MAX);
+        let told = Webhook { queued: count(queued), direct: count(direct), ..told(provider.id(), "accepted") };
+        Ok((Extension(told), Json(answer)).into_response())
     }
+}
+
+/// What the metrics are told of a delivery without events.
+const fn told(provider: &'static str, outcome: &'static str) -> Webhook {
+    Webhook { provider, outcome, queued: 0, direct: 0 }
 }
 
 /// `<provider>:<delivery>`, with the event's number from the second one on.
@@ -278,7 +287,8 @@ fn meta(provider: &str, event: &str) -> String {
 
 fn dropped(provider: &dyn Provider, reason: &str) -> Response {
     tracing::info!(action = "webhook.dropped", provider = provider.id(), reason);
-    Json(json!({ "ok": true, "events": 0, "note": "No matching events" })).into_response()
+    let answer = Json(json!({ "ok": true, "events": 0, "note": "No matching events" }));
+    (Extension(told(provider.id(), "ignored")), answer).into_response()
 }
 
 fn append_failed(provider: &dyn Provider, names: &[String], error: &str) -> Refused {
@@ -302,8 +312,17 @@ pub fn provider_ids() -> Vec<&'static str> {
 }
 
 async fn delivery(State(gateway): State<Gateway>, Path(id): Path<String>, request: Request<Body>) -> Response {
-    let Some(provider) = providers::find(&id) else { return Refused::Unknown(id).into_response() };
-    let mut response = gateway.take(provider, request).await.unwrap_or_else(IntoResponse::into_response);
+    let Some(provider) = providers::find(&id) else {
+        let mut response = Refused::Unknown(id).into_response();
+        response.extensions_mut().insert(told("_unknown", "unknown_provider"));
+        return response;
+    };
+    let mut response = gateway.take(provider, request).await.unwrap_or_else(|refused| {
+        let told = told(provider.id(), refused.outcome());
+        let mut response = refused.into_response();
+        response.extensions_mut().insert(told);
+        response
+    });
     response.extensions_mut().insert(ProviderTag(provider.id()));
     response
 }
@@ -314,6 +333,22 @@ impl From<request_body::Error> for Refused {
             request_body::Error::TooLarge => Self::TooLarge,
             request_body::Error::TooSlow => Self::TooSlow,
             request_body::Error::Incomplete => Self::Incomplete,
+        }
+    }
+}
+
+impl Refused {
+    /// What the metrics call it.
+    const fn outcome(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown_provider",
+            Self::TooManyAuthFailures(_) => "rate_limited",
+            Self::TooLarge => "too_large",
+            Self::Signature => "bad_signature",
+            Self::Unconfigured | Self::Append => "enqueue_failed",
+            Self::Method | Self::NoChallenge(_) | Self::TooSlow | Self::Incomplete | Self::Encoding | Self::NotJson => {
+                "bad_payload"
+            }
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
-use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
+use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable, provider_ids};
 use crate::ingest::signature::Secrets;
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
@@ -51,6 +51,18 @@ pub struct Role {
     pub drainer: bool,
     /// A Redis of our own where none is configured.
     pub managed_redis: bool,
+}
+
+impl Role {
+    /// What the command that plays it is called.
+    const fn name(self) -> &'static str {
+        match self {
+            Self { managed_redis: true, .. } => "up",
+            Self { http: true, drainer: false, .. } => "serve",
+            Self { http: false, drainer: true, .. } => "drainer",
+            _ => "all",
+        }
+    }
 }
 
 /// Choices of one run that are no settings.
@@ -160,6 +172,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     });
 
     let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
+    telemetry.metrics.know_build(role.name());
+    telemetry.know_registry(&registry.current());
     telemetry.serve(&stop, &mut tasks).await;
     let is_inngest_served = inngest.is_some();
     let functions = Functions::new(bus.separate());
@@ -205,6 +219,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         )
         .map_err(drainer::Error::Thread)?;
         vitals = Some(drainer.vitals());
+        telemetry.watch_drainer(drainer.vitals(), &stop, &mut tasks);
         let (stop, at_once) = (stop.clone(), at_once.clone());
         tasks.spawn(async move { drainer.run(stop, at_once).await.map_err(Error::from) });
     } else if role.drainer {
@@ -223,7 +238,9 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         told.http = listener.local_addr().ok();
         let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
         let admission = Admission::new(Arc::new(appender), Arc::new(routes));
-        let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
+        let secrets = secrets(config)?;
+        telemetry.metrics.know_providers(loaded(&secrets));
+        let gateway = Gateway::new(gateway_settings(config), secrets, admission.clone());
         served = Some(gateway.clone());
         let readiness = readiness(&bus, vitals, &functions, config, stop.clone());
         let parts = server::Parts {
@@ -247,6 +264,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         sources: options.sources.clone(),
         registry: registry.clone(),
         gateway: served,
+        metrics: telemetry.metrics.clone(),
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -455,6 +473,11 @@ fn secrets(config: &Config) -> Result<SecretTable, crate::config::Error> {
         list.push(secret.expose_secret().to_owned());
     }
     Ok(HashMap::from([("github".to_owned(), Secrets::new(current, previous))]))
+}
+
+/// Providers, and whether their secrets are there.
+fn loaded(secrets: &SecretTable) -> impl Iterator<Item = (&'static str, bool)> + '_ {
+    provider_ids().into_iter().map(|id| (id, secrets.get(id).is_some_and(Secrets::is_configured)))
 }
 
 fn readiness(

@@ -4,6 +4,7 @@
 //! name is journaled (`config.changed`) and logged, and it takes effect with the next start.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use crate::ingest::gateway::Gateway;
 use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::records::Fact;
+use crate::telemetry::metrics::Metrics;
 
 /// How often the env file is looked at.
 const POLL: Duration = Duration::from_secs(2);
@@ -26,6 +28,7 @@ pub(super) struct Reload {
     pub sources: Sources,
     pub registry: RegistryHandle,
     pub gateway: Option<Gateway>,
+    pub metrics: Arc<Metrics>,
     pub bus: Bus,
 }
 
@@ -83,7 +86,10 @@ impl Reload {
     fn swap_secrets(&self) {
         let Some(gateway) = &self.gateway else { return };
         match super::secrets(&self.config) {
-            Ok(secrets) => gateway.replace_secrets(secrets),
+            Ok(secrets) => {
+                self.metrics.know_providers(super::loaded(&secrets));
+                gateway.replace_secrets(secrets);
+            }
             Err(error) => tracing::error!(error = %chain(&error), "the new secrets can't be read; the old ones stay"),
         }
     }

@@ -41,6 +41,9 @@ impl Ending {
             .event(run.event_ids.first().cloned().unwrap_or_default())
             .with("runId", run.id.clone())
             .with("function", run.function.clone());
+        if let Some(started) = run.started_ms {
+            fact = fact.with("startedAtMs", started);
+        }
         match self {
             Self::Completed(output) => {
                 advance.fact(fact);

@@ -77,13 +77,20 @@ async fn asynchronous(
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error).code("output_too_large"));
         }
         let note = history::step_completed(&op.id, op.label(), &op.op, 0, op.times(), false);
-        if let (Some((_, ns)), Some(function)) = (op.times(), known.function(&report.fn_id)) {
-            engine.record(kind::STEP, &function.slug, std::time::Duration::from_nanos(ns));
+        let mut fact = Fact::new("functions", "function.step.completed")
+            .with("runId", run.clone())
+            .with("step", op.label())
+            .with("op", op.op.as_str());
+        if let Some(function) = known.function(&report.fn_id) {
+            fact = fact.with("function", function.slug.clone());
+            if let Some((_, ns)) = op.times() {
+                let took = std::time::Duration::from_nanos(ns);
+                engine.record(kind::STEP, &function.slug, took);
+                fact = fact.with("durationMs", took.as_secs_f64() * 1000.0);
+            }
         }
         advance.memo(&op.id, value, note);
-        advance.fact(
-            Fact::new("functions", "function.step.completed").with("runId", run.clone()).with("step", op.label()),
-        );
+        advance.fact(fact);
     }
     match engine.runs().advance(advance).await? {
         Advanced::On { .. } => {

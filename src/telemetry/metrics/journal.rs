@@ -1,9 +1,9 @@
 //! Metrics from what the projection just added: the counters can't disagree with the journal.
 
-use super::super::latency::kind;
+use super::super::latency::{Sample, kind};
 use super::super::projection::Taken;
 use super::super::projection::fold::Table;
-use super::{Labels, Metrics};
+use super::{Counters, Histograms, Labels, Metrics};
 
 impl Metrics {
     /// Adds what one step of the projection added.
@@ -11,6 +11,7 @@ impl Metrics {
         for table in taken.added.values() {
             self.take_counts(table);
             self.take_samples(table);
+            self.take_passing(table);
         }
     }
 
@@ -22,62 +23,83 @@ impl Metrics {
             let (family, priority) = of.rsplit_once(":p").unwrap_or((of, ""));
             let family = || ("family", self.bounded("family", family));
             let priority = || ("priority", format!("P{priority}"));
-            let add = |counters: &super::Counters, labels: Labels| {
-                counters.get_or_create(&labels).inc_by(*count);
-            };
+            let add = |counters: &Counters, labels: Labels| counters.add(labels, *count);
             let handler = || ("handler_type", self.bounded("handler", detail));
             let reason = || ("reason", self.bounded("reason", detail));
+            let told = |level: &str| self.telemetry_events.add(vec![("level", level.to_owned())], *count);
             match what {
-                "append" => add(&self.appended, vec![family(), priority(), ("outcome", detail.into())]),
-                "started" => add(&self.leased, vec![priority()]),
-                "completed" | "failed" => {
+                "append" => {
+                    told("info");
+                    add(&self.appended, vec![family(), priority(), ("outcome", detail.into())]);
+                }
+                "started" => {
+                    told("info");
+                    add(&self.leased, vec![priority()]);
+                }
+                "completed" => {
+                    told("info");
                     add(&self.dispatched, vec![family(), handler(), ("outcome", what.into())]);
                 }
+                "failed" => add(&self.dispatched, vec![family(), handler(), ("outcome", what.into())]),
                 "dead" => {
                     add(&self.dead_letters, vec![family(), reason()]);
-                    add(
-                        &self.dispatched,
-                        vec![family(), ("handler_type", String::new()), ("outcome", "dead_lettered".into())],
-                    );
+                    let labels = vec![family(), ("handler_type", "_any".into()), ("outcome", "dead_lettered".into())];
+                    add(&self.dispatched, labels);
                 }
                 "retry" => add(&self.retries, vec![family(), reason()]),
-                "promoted" => {
-                    let (from, to) = (detail.to_owned(), raised(detail));
-                    add(&self.promotions, vec![("from", from), ("to", to)]);
-                }
+                "promoted" => add(&self.promotions, vec![("from", detail.to_owned()), ("to", raised(detail))]),
+                "clock_negative" => add(&self.clock_negative, Labels::new()),
+                "saturated" => add(&self.hdr_saturated, Labels::new()),
                 "stalled" => add(&self.stalls, vec![reason()]),
                 "control" => {
-                    add(&self.control, vec![("action", of.into()), ("source", detail.into()), ("outcome", rest.into())])
+                    let outcome = ("outcome", rest.to_owned());
+                    add(&self.control, vec![("action", of.into()), ("source", source_of(detail).into()), outcome]);
                 }
                 "triage" if detail != "started" => {
                     add(&self.triaged, vec![family(), ("mode", rest.into()), ("outcome", detail.into())]);
                 }
-                "triage_agreements" => add(&self.agreement, vec![family(), ("result", "agree".into())]),
-                "triage_disagreements" => add(&self.agreement, vec![family(), ("result", "disagree".into())]),
+                "triage_agreements" | "triage_disagreements" => {
+                    let result = if what == "triage_agreements" { "agree" } else { "disagree" };
+                    add(&self.agreement, vec![family(), ("mode", detail.into()), ("result", result.into())]);
+                }
                 "triage_applied" => add(&self.triage_applied, vec![family()]),
                 "triage_fallback" => add(&self.triage_fallback, vec![family(), reason()]),
                 "triage_route_mismatches" => add(&self.route_mismatch, vec![family()]),
-                "observe" if detail != "started" => {
-                    add(&self.observer_runs, vec![("mode", of.into()), ("outcome", detail.into())]);
+                "observer" => {
+                    let labels = [("mode", of), ("trigger", detail), ("outcome", rest)];
+                    add(&self.observer_runs, labels.map(|(name, value)| (name, value.to_owned())).into());
+                }
+                "observer_action" => {
+                    add(&self.observer_actions, vec![("kind", of.into()), ("disposition", detail.into())]);
                 }
                 "function" => self.take_function(of, detail, *count),
-                "unrouted" => add(&self.unmatched, vec![family()]),
-                "action" => add(&self.telemetry_events, vec![("level", "ok".into())]),
-                "failure" => {
-                    add(&self.telemetry_events, vec![("level", "failed".into())]);
-                    add(&self.telemetry_failures, vec![("component", self.bounded("component", of))]);
+                "step" => {
+                    let labels = vec![self.function(of), ("op", detail.into()), ("outcome", rest.into())];
+                    add(&self.function_steps, labels);
                 }
+                "unrouted" => add(&self.unmatched, vec![family()]),
+                "level" => told(of),
+                "failure" => add(&self.telemetry_failures, vec![("component", self.bounded("component", of))]),
+                "trimmed" => add(&self.trimmed_unread, vec![("projection", self.bounded("sink", of))]),
                 _ => {}
             }
         }
     }
 
+    /// Steps that the system itself completes do not say whose they are.
+    fn function(&self, name: &str) -> (&'static str, String) {
+        ("function", if name.is_empty() { "_unknown".to_owned() } else { self.bounded("function", name) })
+    }
+
     fn take_function(&self, function: &str, what: &str, count: u64) {
-        let function = ("function", self.bounded("function", function));
-        if let Some(status @ ("completed" | "failed" | "cancelled")) = what.strip_prefix("run.") {
-            self.function_runs.get_or_create(&vec![function, ("status", status.to_owned())]).inc_by(count);
-        } else if let Some(outcome) = what.strip_prefix("step.") {
-            self.function_steps.get_or_create(&vec![function, ("outcome", outcome.to_owned())]).inc_by(count);
+        match what {
+            "run.completed" | "run.failed" | "run.cancelled" => {
+                let status = what.trim_start_matches("run.").to_owned();
+                self.function_runs.add(vec![self.function(function), ("status", status)], count);
+            }
+            "step.errored" => self.function_retries.add(vec![self.function(function)], count),
+            "app.registered" => self.registrations.add(vec![("outcome", "ok".to_owned())], count),
+            _ => {}
         }
     }
 
@@ -94,18 +116,36 @@ impl Metrics {
                 kind::WAIT_ACTIVE => (&self.active_wait, vec![priority()]),
                 kind::DISPATCH => (&self.duration, vec![family(), ("outcome", outcome.to_owned())]),
                 kind::E2E => (&self.e2e, vec![priority()]),
-                kind::TRIAGE => (&self.triage_duration, Vec::new()),
-                kind::OBSERVE => (&self.observer_duration, vec![("mode", lane.to_owned())]),
                 _ => continue,
             };
-            let histogram = histograms.get_or_create(&labels);
-            sample.each(|us, count| {
-                #[allow(clippy::cast_precision_loss)]
-                let seconds = us as f64 / 1e6;
-                (0..count).for_each(|_| histogram.observe(seconds));
-            });
+            observe(histograms, &labels, sample);
         }
     }
+
+    fn take_passing(&self, table: &Table) {
+        for ((of, series), sample) in &table.passing {
+            let (histograms, labels): (_, Labels) = match *of {
+                kind::TRIAGE => (&self.triage_duration, vec![("mode", series.clone())]),
+                kind::OBSERVE => (&self.observer_duration, vec![("trigger", series.clone())]),
+                kind::RUN => (&self.function_run_duration, vec![self.function(series)]),
+                kind::STEP => (&self.function_step_duration, vec![self.function(series)]),
+                _ => continue,
+            };
+            observe(histograms, &labels, sample);
+        }
+    }
+}
+
+fn observe(histograms: &Histograms, labels: &Labels, sample: &Sample) {
+    sample.each(|us, count| {
+        #[allow(clippy::cast_precision_loss)]
+        histograms.observe(labels.clone(), us as f64 / 1e6, count);
+    });
+}
+
+/// Who pauses, as metrics name it: a person by whatever way, or the observer.
+fn source_of(source: &str) -> &'static str {
+    if source == "observer" { "observer" } else { "manual" }
 }
 
 /// Aging raises by one level at a time, never above P1.
