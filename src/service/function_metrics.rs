@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::functions::engine::Engine;
-use crate::functions::registry::Snapshot;
+use crate::functions::registry::{Health, Snapshot};
 use crate::functions::store::{Filter, Status};
 use crate::streams::redis::Error;
 use crate::telemetry::latency::{kind, minute_of, read};
@@ -47,8 +47,12 @@ pub(super) async fn run(metrics: Arc<Metrics>, engine: Engine, stop: Cancellatio
             turn = 0;
             continue;
         }
-        registrations(&metrics, &known, &mut asked);
-        if let Err(error) = read_once(&metrics, &engine, turn).await {
+        let told = async {
+            // Not of the snapshot: that is read again only when what is registered changes.
+            registrations(&metrics, &known, &engine.registry().health().await?, &mut asked);
+            read_once(&metrics, &engine, turn).await
+        };
+        if let Err(error) = told.await {
             tracing::debug!(%error, "the figures of functions are not refreshed");
         }
         turn += 1;
@@ -71,7 +75,12 @@ fn withdraw(metrics: &Metrics) {
 }
 
 /// What apps serve, and how asking them went; `asked` is when each was last asked.
-fn registrations(metrics: &Metrics, known: &Snapshot, asked: &mut HashMap<String, u64>) {
+fn registrations(
+    metrics: &Metrics,
+    known: &Snapshot,
+    health: &BTreeMap<String, Health>,
+    asked: &mut HashMap<String, u64>,
+) {
     let mut by_app: BTreeMap<&str, f64> = known.apps.keys().map(|app| (app.as_str(), 0.0)).collect();
     for function in known.functions.values().filter(|function| known.is_served(&function.slug)) {
         *by_app.entry(function.app.as_str()).or_default() += 1.0;
@@ -79,8 +88,7 @@ fn registrations(metrics: &Metrics, known: &Snapshot, asked: &mut HashMap<String
     let app = |name: &str| vec![("app", metrics.bounded("app", name))];
     metrics.functions_registered.replace(by_app.into_iter().map(|(name, n)| (app(name), n)));
     let mut last_ms = 0;
-    for (name, record) in &known.apps {
-        let Some(health) = &record.health else { continue };
+    for (name, health) in health.iter().filter(|(name, _)| known.apps.contains_key(*name)) {
         last_ms = last_ms.max(health.seen_ms.unwrap_or(0));
         if asked.insert(name.clone(), health.asked_ms).is_some_and(|before| before != health.asked_ms) {
             let outcome = if health.problem.is_none() { "ok" } else { "failed" };

@@ -152,3 +152,115 @@ fn source_of(source: &str) -> &'static str {
 fn raised(from: &str) -> String {
     if from == "P3" { "P2".into() } else { "P1".into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Format;
+    use super::*;
+    use crate::streams::entry_id::EntryId;
+    use crate::streams::journal::{Fields, encode};
+    use crate::streams::records::{Fact, Record};
+    use crate::telemetry::projection::fold::Fold;
+
+    /// What a scrape tells after these records.
+    fn told(facts: Vec<Fact>) -> String {
+        let metrics = Metrics::new(64);
+        let mut fold = Fold::default();
+        let records: Vec<Record> = facts.into_iter().map(Record::Fact).collect();
+        fold.take(EntryId { ms: 100_000, seq: 0 }, &Fields { b: Some(encode(&records)), ..Fields::default() });
+        metrics.take(&Taken { added: &fold.minutes });
+        metrics.render(Format::Text)
+    }
+
+    #[track_caller]
+    fn assert_line(text: &str, line: &str) {
+        assert!(text.lines().any(|told| told == line), "no {line:?} in\n{text}");
+    }
+
+    fn triage(action: &'static str) -> Fact {
+        Fact::new("queue-triage", action).with("family", "a/b").with("mode", "shadow").with("latencyMs", 20)
+    }
+
+    #[test]
+    fn triage_is_told_as_its_records_say() {
+        let completed = |priority: &str, route: &str, applied: bool| {
+            triage("queue.triage.completed")
+                .with("suggestedPriority", priority)
+                .with("finalPriority", "P2")
+                .with("routeCheck", route)
+                .with("applied", applied)
+        };
+        let text = told(vec![
+            triage("queue.triage.started"),
+            completed("P2", "confirm", false),
+            completed("P0", "mismatch", true),
+            triage("queue.triage.fallback").with("fallbackReason", "timeout").failed("timeout"),
+        ]);
+        for line in [
+            r#"system_bus_triage_total{family="a/b",mode="shadow",outcome="completed"} 2"#,
+            r#"system_bus_triage_total{family="a/b",mode="shadow",outcome="fallback"} 1"#,
+            r#"system_bus_triage_agreement_total{family="a/b",mode="shadow",result="agree"} 1"#,
+            r#"system_bus_triage_agreement_total{family="a/b",mode="shadow",result="disagree"} 1"#,
+            r#"system_bus_triage_applied_total{family="a/b"} 1"#,
+            r#"system_bus_triage_fallback_total{family="a/b",reason="timeout"} 1"#,
+            r#"system_bus_triage_route_mismatch_total{family="a/b"} 1"#,
+            r#"system_bus_triage_duration_seconds_count{mode="shadow"} 3"#,
+        ] {
+            assert_line(&text, line);
+        }
+    }
+
+    #[test]
+    fn the_observer_is_told_as_its_records_say() {
+        let pass = |action: &'static str| {
+            Fact::new("queue-observe", action).with("mode", "enforce").with("trigger", "cron").with("latencyMs", 7)
+        };
+        let applied = Fact::new("queue-control", "queue.control.applied")
+            .with("sourceType", "observer")
+            .with("action", json!({ "kind": "pause_family", "family": "a/b" }));
+        let text = told(vec![
+            pass("queue.observe.started"),
+            pass("queue.observe.completed")
+                .with("suggestedActionKinds", json!(["escalate", "pause_family"]))
+                .with("finalActions", json!([{ "kind": "pause_family" }, { "kind": "pause_family" }])),
+            pass("queue.observe.completed").with("provider", "shortcut"),
+            applied,
+        ]);
+        for line in [
+            r#"system_bus_observer_runs_total{mode="enforce",trigger="cron",outcome="completed"} 1"#,
+            r#"system_bus_observer_runs_total{mode="enforce",trigger="cron",outcome="short_circuit"} 1"#,
+            r#"system_bus_observer_actions_total{kind="escalate",disposition="suggested"} 1"#,
+            r#"system_bus_observer_actions_total{kind="pause_family",disposition="final"} 2"#,
+            r#"system_bus_observer_actions_total{kind="pause_family",disposition="applied"} 1"#,
+            r#"system_bus_observer_duration_seconds_count{trigger="cron"} 2"#,
+            r#"system_bus_queue_control_total{action="pause",source="observer",outcome="applied"} 1"#,
+        ] {
+            assert_line(&text, line);
+        }
+    }
+
+    #[test]
+    fn runs_and_steps_of_functions_are_told_with_their_durations() {
+        let function = |action: &'static str| Fact::new("functions", action).with("function", "shop-charge");
+        let text = told(vec![
+            function("function.step.completed").with("op", "StepRun").with("durationMs", 30.0),
+            Fact::new("functions", "function.step.completed").with("op", "sleep"),
+            function("function.step.errored").warn(),
+            function("function.run.completed").with("startedAtMs", 98_500),
+        ]);
+        for line in [
+            r#"system_bus_function_steps_total{function="shop-charge",op="run",outcome="completed"} 1"#,
+            r#"system_bus_function_steps_total{function="_unknown",op="sleep",outcome="completed"} 1"#,
+            r#"system_bus_function_retries_total{function="shop-charge"} 1"#,
+            r#"system_bus_function_runs_total{function="shop-charge",status="completed"} 1"#,
+            r#"system_bus_function_run_duration_seconds_bucket{le="1.0",function="shop-charge"} 0"#,
+            r#"system_bus_function_run_duration_seconds_bucket{le="2.5",function="shop-charge"} 1"#,
+            r#"system_bus_function_step_duration_seconds_count{function="shop-charge"} 1"#,
+            r#"system_bus_telemetry_events_total{level="warn"} 1"#,
+        ] {
+            assert_line(&text, line);
+        }
+    }
+}

@@ -180,7 +180,7 @@ metrics! {
         pause_applied = "system_bus_queue_pause_applied_timestamp_seconds", "When a pause began";
         pause_expires = "system_bus_queue_pause_expires_timestamp_seconds", "When a pause ends";
         observer_state = "system_bus_observer_state", "What the observer last found: 1 for the state that it is";
-        observer_last_run = "system_bus_observer_last_run_timestamp_seconds", "When the observer last ran";
+        observer_last_run = "system_bus_observer_last_run_timestamp_seconds", "When the observer last ran; 0 is never";
         secret_loaded = "system_bus_webhook_secret_loaded", "1 when the secret of a provider is there";
         functions_registered = "system_bus_functions_registered", "Functions that apps serve";
         runs_active = "system_bus_function_runs_active", "Runs that have not ended";

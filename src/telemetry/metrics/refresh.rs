@@ -180,10 +180,11 @@ async fn read(metrics: &Metrics, bus: &Bus, owner: &str, turn: u64) -> Result<()
         lags.push((vec![("sink", metrics.bounded("sink", &name))], float(lag)));
     }
     metrics.sink_lag.replace(lags);
-    for (name, ms, every) in WINDOWS.into_iter().filter(|(_, _, every)| turn.is_multiple_of(*every)) {
+    let is_due = |every: u64| !led || turn.is_multiple_of(every);
+    for (name, ms, every) in WINDOWS.into_iter().filter(|(_, _, every)| is_due(*every)) {
         percentiles(metrics, bus, name, now.saturating_sub(ms), every > 1).await?;
     }
-    if turn.is_multiple_of(6) {
+    if is_due(6) {
         metrics.outbox_bytes.set(none, float(bus.journal_bytes().await?));
     }
     Ok(())
@@ -311,7 +312,7 @@ fn tell(levels: &Levels, labels: Labels, value: Option<f64>) {
     }
 }
 
-/// What the observer found last, and when it ran. Before its first pass: no state is on, and no time.
+/// What the observer found last, and when it ran. Before its first pass: no state is on, and the time is 0.
 fn observer(metrics: &Metrics, state: &State) {
     let last = ["queue.observe.completed", "queue.observe.fallback"].into_iter();
     let last = last.filter_map(|action| state.last.get(action)).max_by_key(|last| last.at_ms);
@@ -329,9 +330,8 @@ fn observer(metrics: &Metrics, state: &State) {
     });
     metrics.observer_state.replace(one_hot);
     for trigger in ["cron", "manual"] {
-        if let Some(last) = state.last.get(&format!("observer|{trigger}")) {
-            metrics.observer_last_run.set(vec![("trigger", trigger.to_owned())], seconds(last.at_ms));
-        }
+        let at_ms = state.last.get(&format!("observer|{trigger}")).map_or(0, |last| last.at_ms);
+        metrics.observer_last_run.set(vec![("trigger", trigger.to_owned())], seconds(at_ms));
     }
 }
 
