@@ -4,8 +4,8 @@
 //   node dashboards/generate.mjs           write them
 //   node dashboards/generate.mjs --print   one JSON document with all of them, by file name
 //
-// A panel is [id, title, kind, unit, queries, what it means and what to do, options]. A query is text, or [text, legend];
-// without a legend it is named by the labels that it groups by. Kinds: stat, lines, stack, bars, gauge, heatmap, states,
+// A panel is [id, title, kind, unit, queries, what it means and what to do, options]. A query is text, or [text,
+// legend, unit of its own]; without a legend it is named by the labels that it groups by. Kinds: stat, lines, stack, bars, gauge, heatmap, states,
 // table. Options: steps (thresholds: [value, colour]), w, h, max, mappings, calc.
 import { writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -187,7 +187,7 @@ const boards = [
       ["F10", "Events without a function", "table", "none", [`${increase("system_bus_function_events_unmatched_total", "family", "", "$__range")}`],
         "Events that nothing wanted when they came. They are kept and dispatched when a route appears.", { steps: above(1) }],
       ["F11", "Registration", "lines", "s",
-        [[`time() - max(system_bus_registration_last_success_timestamp_seconds{${J}})`, "since an app answered"], [increase("system_bus_registration_total", "", ',outcome="failed"'), "failed"]],
+        [[`time() - max(system_bus_registration_last_success_timestamp_seconds{${J}})`, "since an app answered"], [increase("system_bus_registration_total", "", ',outcome="failed"'), "failed", "none"]],
         "Apps are asked what they serve on a timer. Failures: the app is down or refuses us."],
     ],
   },
@@ -245,10 +245,10 @@ const boards = [
       ["P11", "File descriptors", "gauge", "percentunit", [`max by (instance) (process_open_fds{${J}} / process_max_fds{${J}})`],
         "Share of the limit. Raise LimitNOFILE or NumberOfFiles of the service.", { steps: above(0.7, 0.9), max: 1 }],
       ["P12", "Runtime", "lines", "none",
-        [[`max by (instance) (system_bus_runtime_heartbeat_age_seconds{${J}})`, "heartbeat age, s {{instance}}"], [`max by (instance) (system_bus_runtime_tasks{${J}})`, "tasks {{instance}}"]],
+        [[`max by (instance) (system_bus_runtime_heartbeat_age_seconds{${J}})`, "heartbeat age {{instance}}", "s"], [`max by (instance) (system_bus_runtime_tasks{${J}})`, "tasks {{instance}}"]],
         "A heartbeat older than a few seconds: the runtime is blocked, and the watchdog will end the process."],
       ["P13", "Uptime and restarts", "stat", "s",
-        [[`time() - max by (instance) (process_start_time_seconds{${J}})`, "up {{instance}}"], [`sum(changes(process_start_time_seconds{${J}}[1h]))`, "restarts, 1 h"]],
+        [[`time() - max by (instance) (process_start_time_seconds{${J}})`, "up {{instance}}"], [`sum(changes(process_start_time_seconds{${J}}[1h]))`, "restarts, 1 h", "none"]],
         "Restarts beside the uptime. Repeated ones: read the service's log."],
       ["P14", "Series and label overflow", "stat", "none",
         [[`max by (instance) (scrape_samples_scraped{${J}})`, "series {{instance}}"], [`sum(increase(system_bus_metric_label_overflow_total{${J}}[24h]))`, "overflow, 24 h"]],
@@ -256,7 +256,7 @@ const boards = [
       ["P15", "Failures by component", "bars", "none", [`topk(10, ${increase("system_bus_telemetry_failures_total", "component")})`],
         "Journal records of something that failed."],
       ["P16", "Redis clients, age of the figures", "lines", "none",
-        [[`max(system_bus_redis_connected_clients{${J}})`, "clients"], [`max(system_bus_redis_refresh_age_seconds{${J}})`, "age, s"]],
+        [[`max(system_bus_redis_connected_clients{${J}})`, "clients"], [`max(system_bus_redis_refresh_age_seconds{${J}})`, "age", "s"]],
         "Figures are read every 5 s. Older ones: Redis does not answer.", { steps: above(1000) }],
       ["P17", "Data quality", "bars", "none",
         [[increase("system_bus_hdr_saturated_total", ""), "over 24 h"], [increase("system_bus_clock_negative_total", ""), "clock went back"], [increase("system_bus_telemetry_redactions_total", "kind"), "redacted by {{kind}}"]],
@@ -339,9 +339,13 @@ function panel([key, title, kind, unit, queries, description, options = {}], id,
     custom: hasLine ? { ...custom, thresholdsStyle: { mode: "dashed" } } : custom,
   };
   const targets = queries.map((query, n) => target(Array.isArray(query) ? query : [query], n, kind));
+  const overrides = queries
+    .map((query, n) => ({ unit: Array.isArray(query) ? query[2] : undefined, options: targets[n].refId }))
+    .filter(({ unit }) => unit)
+    .map(({ unit: value, options }) => ({ matcher: { id: "byFrameRefID", options }, properties: [{ id: "unit", value }] }));
   const transformations =
     kind === "table" ? [{ id: "organize", options: { excludeByName: { Time: true, __name__: true, instance: true, job: true } } }] : undefined;
-  return { id, type, title: `${key} ${title}`, description, datasource, gridPos, fieldConfig: { defaults, overrides: [] }, options: drawing, targets, ...(transformations && { transformations }) };
+  return { id, type, title: `${key} ${title}`, description, datasource, gridPos, fieldConfig: { defaults, overrides }, options: drawing, targets, ...(transformations && { transformations }) };
 }
 
 /** Left to right, row by row; a row is as high as its highest panel. */

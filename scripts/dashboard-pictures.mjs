@@ -26,7 +26,7 @@ const box = (x, y, w, h, fill, more = "") => `<rect x="${n(x)}" y="${n(y)}" widt
 
 function told(value, unit) {
   if (value === null || Number.isNaN(value)) return "–";
-  const digits = (v) => (v === 0 ? "0" : Math.abs(v) >= 100 ? v.toFixed(0) : Math.abs(v) >= 10 ? v.toFixed(1) : Number(v.toPrecision(2)).toString());
+  const digits = (v) => (v === 0 ? "0" : Math.abs(v) >= 100 ? v.toFixed(0) : Math.abs(v) >= 10 ? v.toFixed(1) : Number(v.toPrecision(2)).toString()).replace(/\.0$/, "");
   if (unit === "percentunit") return `${digits(value * 100)} %`;
   if (unit === "bytes") return value >= 1 << 20 ? `${digits(value / (1 << 20))} MiB` : `${digits(value / 1024)} KiB`;
   if (unit === "s") {
@@ -44,6 +44,7 @@ function seriesOf(panel, answer) {
       name: target.legendFormat.replace(/\{\{(\w+)\}\}/g, (_, label) => metric[label] ?? "").trim(),
       values: values.filter(([, value]) => Number.isFinite(value)),
       labels: metric,
+      unit: panel.fieldConfig.overrides.find(({ matcher }) => matcher.options === target.refId)?.properties[0].value ?? panel.fieldConfig.defaults.unit,
     })),
   );
   return all.filter(({ values }) => values.length > 0);
@@ -99,9 +100,9 @@ function legend(series, unit, y = PLOT.y + PLOT.h + 30) {
     const x = 14 + (index >= rows ? WIDE / 2 : 0);
     const row = y + (index % rows) * 14;
     drawn += box(x, row - 7, 8, 8, COLOURS[index]) + text(x + 12, row, short(one.name, 22), 'class="name"');
-    drawn += text(x + WIDE / 2 - 24, row, told(last(one), unit), 'class="name" text-anchor="end"');
+    drawn += text(x + WIDE / 2 - 24, row, told(last(one), one.unit ?? unit), 'class="name" text-anchor="end"');
   });
-  if (series.length > SERIES) drawn += text(WIDE - 12, 20, `${series.length - SERIES} more series`, 'class="tick" text-anchor="end"');
+  if (series.length > SERIES) drawn += text(WIDE - 12, HIGH - 8, `${series.length - SERIES} more series`, 'class="tick" text-anchor="end"');
   return drawn;
 }
 
@@ -165,13 +166,13 @@ function stat(panel, series) {
       const [x, value] = [12 + index * w, last(one)];
       const top = nice(greatest(one));
       const line = thinned(one.values).map(([at, v]) => `${n(x + 8 + ((at - from) / (to - from)) * (w - 16))} ${n(230 - (Math.max(v, 0) / top) * 70)}`);
-      const words = worded(panel, value) ?? told(value, unit);
+      const words = worded(panel, value) ?? told(value, one.unit ?? unit);
       const size = Math.min(44, (w - 10) / (words.length * 0.58));
       return (
         text(x + w / 2, 100, words, `text-anchor="middle" font-size="${n(size)}" font-weight="600" fill="${coloured(panel, value)}"`) +
         text(x + w / 2, 126, short(one.name, Math.floor(w / 6.4)), 'class="name" text-anchor="middle"') +
         `<path d="M${x + 8} 231h${n(w - 16)}" class="grid"/>` +
-        text(x + 8, 155, told(top, unit), 'class="tick"') +
+        text(x + 8, 155, told(top, one.unit ?? unit), 'class="tick"') +
         `<path d="M${line.join("L")}" stroke="${coloured(panel, value)}" class="line"/>`
       );
     })
@@ -220,7 +221,7 @@ function states(panel, series) {
   const seconds = to - from;
   for (const part of [0, 0.5, 1]) {
     const label = seconds > 120 ? `${n((seconds * part) / 60)} min` : `${n(seconds * part)} s`;
-    drawn += text(170 + part * (WIDE - 184), 36 + rows.length * h + 12, label, 'class="tick" text-anchor="middle"');
+    drawn += text(170 + part * (WIDE - 184), 36 + rows.length * h + 12, label, `class="tick" text-anchor="${["start", "middle", "end"][part * 2]}"`);
   }
   return drawn;
 }
@@ -236,7 +237,7 @@ function table(panel, series) {
         text(WIDE - 14, y, told(last(one), unit), `class="name" text-anchor="end" fill="${coloured(panel, last(one))}"`);
     })
     .join("");
-  if (rows.length > shown.length) drawn += text(WIDE - 12, 20, `${rows.length - shown.length} more rows`, 'class="tick" text-anchor="end"');
+  if (rows.length > shown.length) drawn += text(WIDE - 12, HIGH - 8, `${rows.length - shown.length} more rows`, 'class="tick" text-anchor="end"');
   return drawn || text(WIDE / 2, 110, panel.fieldConfig.defaults.noValue, 'class="tick" text-anchor="middle"');
 }
 

@@ -81,7 +81,8 @@ impl Telemetry {
                     metrics.tick_duration.observe(Vec::new(), took.as_secs_f64(), 1);
                 }
                 let in_flight = vitals.in_flight();
-                let kinds = ["inngest", "http", "command", "local"].into_iter().chain(in_flight.keys().copied());
+                let kinds =
+                    ["function", "inngest", "http", "command", "local"].into_iter().chain(in_flight.keys().copied());
                 let rows: BTreeMap<&str, usize> =
                     kinds.map(|kind| (kind, in_flight.get(kind).copied().unwrap_or(0))).collect();
                 #[allow(clippy::cast_precision_loss)]

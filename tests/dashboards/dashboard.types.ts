@@ -28,6 +28,12 @@ interface Query extends Required<Pick<DataQuery, "refId">> {
   legendFormat: string;
 }
 
+/** A unit for the series of one query. */
+interface Override {
+  matcher: { id: "byFrameRefID"; options: string };
+  properties: { id: "unit"; value: string }[];
+}
+
 type Kind<Type extends string, Options, Custom> = Json<
   Omit<AnyPanel, "type" | "options" | "fieldConfig" | "targets" | "datasource"> & {
     type: Type;
@@ -35,7 +41,7 @@ type Kind<Type extends string, Options, Custom> = Json<
     description: string;
     datasource: Query["datasource"];
     options: Options;
-    fieldConfig: { defaults: Omit<FieldConfig, "custom"> & { unit: string; custom: Custom }; overrides: never[] };
+    fieldConfig: { defaults: Omit<FieldConfig, "custom"> & { unit: string; custom: Custom }; overrides: Override[] };
     targets: Query[];
   }
 >;

@@ -227,6 +227,7 @@ fn registry(good: &HttpSink, flaky: &HttpSink, refusing: &HttpSink) -> String {
         event("demo/held", "P2", good),
         event("demo/flaky", "P1", flaky),
         event("demo/refused", "P2", refusing),
+        event("github/package.published", "P2", good),
     ]
     .concat()
 }
@@ -394,6 +395,7 @@ async fn assert_counts(prometheus: &Prometheus, rounds: u64) {
         (r#"system_bus_function_retries_total{function="conf-flaky"}"#, (rounds + 3) / 5),
         (r#"sum(system_bus_queue_control_total{action="pause",source="manual",outcome="applied"})"#, 2),
         (r#"system_bus_queue_pause_active{family="demo/held",source="manual"}"#, 1),
+        (r#"system_bus_function_events_unmatched_total{family="nobody/wants"}"#, (rounds + 3) / 5),
         (r#"sum(system_bus_drainer_leader)"#, 1),
     ];
     for (query, count) in expected {

@@ -77,7 +77,7 @@ impl Metrics {
                     let labels = vec![self.function(of), ("op", detail.into()), ("outcome", rest.into())];
                     add(&self.function_steps, labels);
                 }
-                "unrouted" => add(&self.unmatched, vec![family()]),
+                "unmatched" => add(&self.unmatched, vec![family()]),
                 "level" => told(of),
                 "failure" => add(&self.telemetry_failures, vec![("component", self.bounded("component", of))]),
                 "trimmed" => add(&self.trimmed_unread, vec![("projection", self.bounded("sink", of))]),

@@ -17,6 +17,8 @@ const PAUSES: usize = 512;
 const PAUSED_FAMILIES: usize = 4096;
 /// Recent samples of each kind that are remembered.
 const RECENT: usize = 25;
+/// Clocks that agree within this agree.
+const CLOCK_MS: u64 = 100;
 /// Above, histograms tell this.
 const LONGEST_MS: u64 = 86_400_000;
 /// A record's text is remembered up to here.
@@ -216,19 +218,23 @@ fn family_of(lane: &str) -> &str {
 }
 
 fn take_enqueue(batch: &Enqueue, lines: &[&str], table: &mut Table) {
-    let lanes = batch.rows.iter().flat_map(|row| std::iter::repeat_n(usize::from(row.0), row.3.len()));
+    let lanes = batch.rows.iter().flat_map(|row| std::iter::repeat_n((usize::from(row.0), row.4 != 0), row.3.len()));
     // Neighbours are mostly alike: one look-up for a run of them.
     let mut run: Option<(usize, &'static str, u64)> = None;
     let tell = |(lane, outcome, count): (usize, &str, u64), table: &mut Table| {
         let lane = batch.lanes.get(lane).map_or("", String::as_str);
         table.count(format!("append|{lane}|{outcome}"), count);
     };
-    for (lane, line) in lanes.zip(lines) {
+    for ((lane, is_unrouted), line) in lanes.zip(lines) {
         let outcome = match line.as_bytes().first() {
             Some(b'L') => "scheduled",
             Some(b'i' | b'w') => "duplicate",
             _ => "accepted",
         };
+        if is_unrouted && outcome == "accepted" {
+            let family = family_of(batch.lanes.get(lane).map_or("", String::as_str));
+            table.count(format!("unmatched|{family}|"), 1);
+        }
         match &mut run {
             Some((of, was, count)) if *of == lane && *was == outcome => *count += 1,
             _ => {
@@ -258,7 +264,7 @@ fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &St
         let (mut waits, mut active, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in of_lane {
             let total = totals.entry((row.lane, row.handler)).or_default();
-            if row.started_ms < row.ms {
+            if row.started_ms + CLOCK_MS < row.ms {
                 table.count("clock_negative||".into(), 1);
             }
             if row.wait_ms > LONGEST_MS {
