@@ -2,9 +2,10 @@
 # Installs what is missing and nothing else; quick and silent when all is there.
 #
 #   scripts/deps.sh run     for building and running: a Redis server, a C compiler
-#   scripts/deps.sh test    that, cargo-nextest and cargo-deny, and the SDKs of the conformance tests
+#   scripts/deps.sh test    that, Prometheus, cargo-nextest and cargo-deny, the SDKs of the conformance tests, and
+#                           Grafana's types
 #
-# No Redis service is started, stopped or changed: `joelclaw up` and the tests run servers of their own.
+# No service of Redis or Prometheus is started, stopped or changed: `joelclaw up` and the tests run servers of their own.
 set -euo pipefail
 
 what=${1:-test}
@@ -44,8 +45,8 @@ apt_install() {
     apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# Debian's package starts a service on port 6379 when it is installed. policy-rc.d is Debian's way to forbid that; an
-# existing one is the administrator's and stays as it is.
+# Debian's packages of servers start a service when they are installed (Redis on port 6379, Prometheus on 9090).
+# policy-rc.d is Debian's way to forbid that; an existing one is the administrator's and stays as it is.
 policy=/usr/sbin/policy-rc.d
 policy_is_ours=
 remove_policy() {
@@ -54,18 +55,19 @@ remove_policy() {
 }
 trap remove_policy EXIT
 
-apt_install_redis() {
-  as_root redis-server
+# $1 = package and unit.
+apt_install_server() {
+  as_root "$1"
   if [ ! -e "$policy" ]; then
     policy_is_ours=1
     printf '#!/bin/sh\nexit 101\n' | ${root[@]+"${root[@]}"} tee "$policy" >/dev/null
     ${root[@]+"${root[@]}"} chmod 755 "$policy"
   fi
-  apt_install redis-server
+  apt_install "$1"
   remove_policy
-  # We brought the service here, so it must not take port 6379 at the next boot either.
+  # We brought the service here, so it must not take its port at the next boot either.
   if [ -d /run/systemd/system ] && have systemctl; then
-    ${root[@]+"${root[@]}"} systemctl disable --quiet redis-server.service || true
+    ${root[@]+"${root[@]}"} systemctl disable --quiet "$1.service" || true
   fi
 }
 
@@ -83,7 +85,7 @@ redis_server() {
       ;;
     Linux)
       have apt-get || fail "no Redis server: install redis-server 7.0 or newer, or valkey-server 8 or newer, with your package manager"
-      apt_install_redis
+      apt_install_server redis-server
       ;;
     *) fail "unsupported platform $(uname -s): system-bus runs on Linux and macOS" ;;
     esac
@@ -95,6 +97,24 @@ redis_server() {
     major=$(redis-server --version | sed -n 's/.* v=\([0-9]*\)\..*/\1/p')
     [ "${major:-0}" -ge 7 ] || fail "redis-server is version ${major:-unknown}; 7.0 or newer is needed"
   }
+}
+
+# promtool checks the rules, and the dashboards' queries are run by a Prometheus of the tests' own.
+prometheus() {
+  have prometheus && have promtool || {
+    case $(uname -s) in
+    Darwin)
+      have brew || fail "no Prometheus: install Homebrew and run 'brew install prometheus'"
+      say "brew install prometheus"
+      brew install --quiet prometheus >/dev/null
+      ;;
+    *)
+      have apt-get || fail "no Prometheus: install prometheus and promtool 2.42 or newer with your package manager"
+      apt_install_server prometheus
+      ;;
+    esac
+  }
+  have prometheus && have promtool || fail "the install ended, but there is no prometheus or no promtool in PATH"
 }
 
 # The TLS library builds C and assembly.
@@ -130,7 +150,9 @@ redis_server
 if [ "$what" = test ]; then
   # The unit files are held against systemd itself.
   [ "$(uname -s)" != Linux ] || have systemd-analyze || ! have apt-get || apt_install systemd
+  prometheus
   cargo_tool nextest
   cargo_tool deny
   "$(dirname "$0")/../tests/conformance/install.sh"
+  "$(dirname "$0")/../tests/dashboards/install.sh"
 fi

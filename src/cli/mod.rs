@@ -434,6 +434,8 @@ fn guard(body: impl FnOnce() -> Ending) -> Ending {
 /// Logs go to stderr. In pipes a command that works is silent there.
 fn install_tracing(config: &Config, output: &Output, is_service: bool) {
     use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
     let default = match (output.is_verbose, output.is_quiet, is_service) {
         (true, _, _) => "info,system_bus=debug",
         (_, true, true) => "warn",
@@ -447,12 +449,12 @@ fn install_tracing(config: &Config, output: &Output, is_service: bool) {
         None => (EnvFilter::new(default), false),
     };
     // A second call (a test in this process) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(output.is_colored && std::io::stderr().is_terminal())
-        .with_target(output.is_verbose)
-        .try_init();
+        .with_target(output.is_verbose);
+    let _ =
+        tracing_subscriber::registry().with(filter).with(crate::telemetry::metrics::logs::Count).with(lines).try_init();
     if is_bad {
         tracing::warn!("SYSTEM_BUS_LOG is no log filter; using {default}");
     }

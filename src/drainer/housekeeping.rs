@@ -2,7 +2,7 @@
 //!
 //! All of it is idempotent and takes no input that could be stale: a missed turn costs latency, never correctness.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -71,7 +71,9 @@ pub fn tick(
 ) {
     let (bus, session, shared, lease) = (bus.clone(), session.to_owned(), shared.clone(), settings.lease);
     tokio::spawn(async move {
+        let began = Instant::now();
         let result = tick_once(&bus, &shared, &session, lease, &details, &ordered).await;
+        shared.vitals.turned(began.elapsed());
         let _ = events.send(Event::Tick(Box::new(result))).await;
     });
 }

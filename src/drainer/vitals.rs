@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::streams::entry_id::EntryId;
 
+/// Entry, start, own timeout, kind of its handler.
+type InFlight = (EntryId, u64, u64, &'static str);
+
 /// Written by the drainer's loop, read by its watchdog and by health checks. Times are ms since `epoch`.
 #[derive(Debug)]
 pub struct Vitals {
@@ -17,8 +20,10 @@ pub struct Vitals {
     next_due: AtomicU64,
     stopping: AtomicBool,
     redis_down: AtomicBool,
-    /// In flight: token → (entry, start, own timeout).
-    dispatches: Mutex<HashMap<u64, (EntryId, u64, u64)>>,
+    /// In flight, by token.
+    dispatches: Mutex<HashMap<u64, InFlight>>,
+    /// Turns that nobody has asked about yet.
+    turns: Mutex<Vec<Duration>>,
     /// Families that something explains: paused, unrouted, at a limit.
     explained: Mutex<Vec<String>>,
 }
@@ -57,6 +62,7 @@ impl Default for Vitals {
             stopping: AtomicBool::new(false),
             redis_down: AtomicBool::new(false),
             dispatches: Mutex::new(HashMap::new()),
+            turns: Mutex::default(),
             explained: Mutex::new(Vec::new()),
         }
     }
@@ -69,6 +75,31 @@ fn ms(duration: Duration) -> u64 {
 impl Vitals {
     fn now(&self) -> u64 {
         ms(self.epoch.elapsed())
+    }
+
+    /// The drainer's housekeeping took so long.
+    pub fn turned(&self, took: Duration) {
+        if let Ok(mut turns) = self.turns.lock()
+            && turns.len() < 4096
+        {
+            turns.push(took);
+        }
+    }
+
+    /// How long the turns since the last call took.
+    #[must_use]
+    pub fn take_turns(&self) -> Vec<Duration> {
+        self.turns.lock().map(|mut turns| std::mem::take(&mut *turns)).unwrap_or_default()
+    }
+
+    /// Dispatches in flight by the kind of their handler.
+    #[must_use]
+    pub fn in_flight(&self) -> HashMap<&'static str, usize> {
+        let mut by_kind = HashMap::new();
+        if let Ok(dispatches) = self.dispatches.lock() {
+            dispatches.values().for_each(|(_, _, _, kind)| *by_kind.entry(*kind).or_default() += 1);
+        }
+        by_kind
     }
 
     /// A tick begins.
@@ -87,9 +118,9 @@ impl Vitals {
     }
 
     /// A dispatch begins.
-    pub fn dispatch_begins(&self, token: u64, entry: EntryId, timeout: Duration) {
+    pub fn dispatch_begins(&self, token: u64, entry: EntryId, timeout: Duration, handler: &'static str) {
         if let Ok(mut dispatches) = self.dispatches.lock() {
-            dispatches.insert(token, (entry, self.now(), ms(timeout)));
+            dispatches.insert(token, (entry, self.now(), ms(timeout), handler));
         }
     }
 
@@ -154,7 +185,7 @@ impl Vitals {
             .dispatches
             .lock()
             .map(|dispatches| {
-                dispatches.values().map(|(id, start, own)| (*id, now.saturating_sub(*start), *own)).collect()
+                dispatches.values().map(|(id, start, own, _)| (*id, now.saturating_sub(*start), *own)).collect()
             })
             .unwrap_or_default();
         dispatches.sort_by_key(|(_, age, _)| std::cmp::Reverse(*age));

@@ -119,6 +119,16 @@ impl Taken {
         }
     }
 
+    /// As the metrics name it.
+    pub(super) const fn counted(&self) -> &'static str {
+        match self {
+            Self::Stored { .. } | Self::Spooled { .. } => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Dropped(_) => "ignored",
+            Self::Challenge(_) => "challenge",
+        }
+    }
+
     pub(super) fn reason(&self) -> Option<String> {
         match self {
             Self::Dropped(skip) => Some(skip.to_string()),
@@ -181,6 +191,21 @@ impl Refused {
         match self {
             Self::Unconfigured | Self::Append(_) | Self::Relay { .. } => Outcome::Failed,
             _ => Outcome::Rejected,
+        }
+    }
+
+    /// As the metrics name it.
+    pub(super) const fn counted(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown_provider",
+            Self::TooManyAuthFailures(_) | Self::TooFast(_) => "rate_limited",
+            Self::TooLarge => "too_large",
+            Self::Signature(Refusal::StaleTimestamp | Refusal::FutureTimestamp) => "stale",
+            Self::Signature(_) | Self::NotAllowed => "bad_signature",
+            Self::Unconfigured | Self::Append(_) | Self::Relay { .. } => "enqueue_failed",
+            Self::Method | Self::NoChallenge(_) | Self::TooSlow | Self::Incomplete | Self::Encoding | Self::NotJson => {
+                "bad_payload"
+            }
         }
     }
 

@@ -45,6 +45,7 @@ use crate::diagnose::{Diagnose, chain};
 use crate::streams::append::{self, Once};
 use crate::streams::envelope::MAX_EVENT_ID_BYTES;
 use crate::streams::json::JsonObject;
+use crate::telemetry::metrics::Webhook;
 
 /// The one event name that the `github` pilot counts as queued.
 const QUEUED: (&str, &str) = ("github", "workflow_run.completed");
@@ -225,10 +226,11 @@ impl Gateway {
             events: Vec::new(),
             trace: CausedBy::object_of(&parts.extensions),
         };
-        let (outcome, reason, response) = match self.take(senders, provider, peer, body, &mut seen).await {
-            Ok(taken) => (taken.outcome(), taken.reason(), taken.into_response()),
-            Err(refused) => (refused.outcome(), Some(refused.reason()), refused.into_response()),
+        let (outcome, counted, reason, mut response) = match self.take(senders, provider, peer, body, &mut seen).await {
+            Ok(taken) => (taken.outcome(), taken.counted(), taken.reason(), taken.into_response()),
+            Err(refused) => (refused.outcome(), refused.counted(), Some(refused.reason()), refused.into_response()),
         };
+        response.extensions_mut().insert(told(provider.id(), counted, &seen.events));
         let Seen { client, received_ms, headers, raw, key, slot, events, .. } = seen;
         self.answered(Answered {
             provider: provider.id(),
@@ -587,6 +589,15 @@ fn fitted(provider: &str, id: &str) -> String {
     if fits { id.to_owned() } else { format!("{provider}-sha256-{}", hash32(id)) }
 }
 
+/// What the metrics are told of a delivery.
+fn told(provider: &'static str, outcome: &'static str, events: &[AnsweredEvent]) -> Webhook {
+    let count = |is_queued| match outcome {
+        "accepted" => events.iter().filter(|event| event.is_queued == is_queued).count().try_into().unwrap_or(u64::MAX),
+        _ => 0,
+    };
+    Webhook { provider, outcome, queued: count(true), direct: count(false) }
+}
+
 /// `<provider>:<delivery>`, with the event's number from the second one on.
 fn once_key(provider: &str, key: &DeliveryKey, index: usize) -> String {
     let key = match key.as_str() {
@@ -637,7 +648,13 @@ async fn index(State(gateway): State<Gateway>) -> Json<Value> {
 
 async fn delivery(State(gateway): State<Gateway>, Path(id): Path<String>, request: Request<Body>) -> Response {
     let senders = gateway.senders();
-    let Some(provider) = senders.find(&id) else { return Refused::Unknown(id).into_response() };
+    let Some(provider) = senders.find(&id) else {
+        let refused = Refused::Unknown(id);
+        let told = told("_unknown", refused.counted(), &[]);
+        let mut response = refused.into_response();
+        response.extensions_mut().insert(told);
+        return response;
+    };
     let mut response = gateway.answer(&senders, &*provider, request).await;
     response.extensions_mut().insert(ProviderTag(provider.id()));
     response

@@ -37,7 +37,7 @@ use crate::diagnose::{Diagnose, Exit};
 use crate::functions::inngest::{self, Facade};
 use crate::ingest::event_api::EventApi;
 use crate::ingest::gateway::{Gateway, ProviderTag};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, Webhook};
 use health::Readiness;
 
 /// Largest body on routes that set no limit of their own.
@@ -213,11 +213,12 @@ async fn log(State(metrics): State<Option<Arc<Metrics>>>, request: Request, next
     };
     let response = next.run(request).await;
     let provider = response.extensions().get::<ProviderTag>().map(|tag| tag.0);
+    let webhook = response.extensions().get::<Webhook>().copied();
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
     if let Some(metrics) = metrics {
         // Paths without a route come from outside, in any number.
         let pattern = pattern.as_deref().unwrap_or("_none");
-        metrics.http(pattern, method.as_str(), status, provider, began.elapsed());
+        metrics.http(pattern, method.as_str(), status, webhook.as_ref(), began.elapsed());
     }
     tracing::info!(action = "http.request", %method, ?route, status, provider, ms);
     response

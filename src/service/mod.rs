@@ -56,6 +56,18 @@ pub struct Role {
     pub managed_redis: bool,
 }
 
+impl Role {
+    /// What the command that plays it is called.
+    const fn name(self) -> &'static str {
+        match self {
+            Self { managed_redis: true, .. } => "up",
+            Self { http: true, drainer: false, .. } => "serve",
+            Self { http: false, drainer: true, .. } => "drainer",
+            _ => "all",
+        }
+    }
+}
+
 /// Choices of one run that are no settings.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -167,6 +179,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     });
 
     let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
+    telemetry.metrics.know_build(role.name());
+    telemetry.know_registry(&registry.current());
     telemetry.serve(&stop, &mut tasks).await;
     let is_inngest_served = inngest.is_some();
     let functions = Functions::new(bus.separate());
@@ -212,6 +226,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         )
         .map_err(drainer::Error::Thread)?;
         vitals = Some(drainer.vitals());
+        telemetry.watch_drainer(drainer.vitals(), &stop, &mut tasks);
         let (stop, at_once) = (stop.clone(), at_once.clone());
         tasks.spawn(async move { drainer.run(stop, at_once).await.map_err(Error::from) });
     } else if role.drainer {
@@ -241,6 +256,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             });
         }
         let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone() };
+        telemetry.metrics.know_providers(senders.loaded());
         let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), beside);
         served = Some(gateway.clone());
         let keeping = senders::keep(config.clone(), leased.clone(), gateway.clone(), stop.clone());
@@ -276,6 +292,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         registry: registry.clone(),
         gateway: served,
         leased,
+        metrics: telemetry.metrics.clone(),
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();

@@ -4,6 +4,7 @@
 //! name is journaled (`config.changed`) and logged, and it takes effect with the next start.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use crate::ingest::gateway::Gateway;
 use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::records::Fact;
+use crate::telemetry::metrics::Metrics;
 
 /// How often the env file is looked at.
 const POLL: Duration = Duration::from_secs(2);
@@ -28,6 +30,7 @@ pub(super) struct Reload {
     pub registry: RegistryHandle,
     pub gateway: Option<Gateway>,
     pub leased: Leased,
+    pub metrics: Arc<Metrics>,
     pub bus: Bus,
 }
 
@@ -87,6 +90,7 @@ impl Reload {
     fn swap_senders(&self) {
         if let Some(gateway) = &self.gateway {
             senders::swap(&self.config, &self.leased, gateway);
+            self.metrics.know_providers(gateway.senders().loaded());
         }
     }
 }

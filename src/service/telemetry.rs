@@ -5,9 +5,10 @@
 //! its own: a full disk, a dead endpoint or a slow Redis holds up no dispatch, and a burst of events is dispatched first
 //! and told afterwards.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
 use tokio::sync::mpsc;
@@ -17,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use crate::config::{Config, OtlpProtocol, OwnTraces};
 use crate::diagnose::chain;
+use crate::drainer::vitals::Vitals;
+use crate::registry::Registry;
+use crate::registry::entry::Pattern;
 use crate::server;
 use crate::server::health::Readiness;
 use crate::streams::bus::Bus;
@@ -43,6 +47,8 @@ pub struct Telemetry {
     pub spans: Option<Spans>,
 }
 
+/// Between two looks at the drainer.
+const LOOKS: Duration = Duration::from_secs(1);
 /// Between two looks at the checks of readiness.
 const CHECKS: Duration = Duration::from_secs(10);
 
@@ -61,6 +67,46 @@ impl Telemetry {
         }
     }
 
+    /// Tells what the drainer of this process does.
+    pub(super) fn watch_drainer(
+        &self,
+        vitals: Arc<Vitals>,
+        stop: &CancellationToken,
+        tasks: &mut JoinSet<Result<(), Error>>,
+    ) {
+        let (metrics, stop) = (self.metrics.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(LOOKS);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    _ = ticks.tick() => {}
+                }
+                for took in vitals.take_turns() {
+                    metrics.tick_duration.observe(Vec::new(), took.as_secs_f64(), 1);
+                }
+                let in_flight = vitals.in_flight();
+                let kinds =
+                    ["function", "inngest", "http", "command", "local"].into_iter().chain(in_flight.keys().copied());
+                let rows: BTreeMap<&str, usize> =
+                    kinds.map(|kind| (kind, in_flight.get(kind).copied().unwrap_or(0))).collect();
+                #[allow(clippy::cast_precision_loss)]
+                let rows = rows.into_iter().map(|(kind, n)| (vec![("handler_type", kind.to_owned())], n as f64));
+                metrics.dispatch_inflight.replace(rows);
+            }
+        });
+    }
+
+    /// Tells the event names of the registry, so that their counters begin at 0.
+    pub(super) fn know_registry(&self, registry: &Registry) {
+        let entries = registry.entries();
+        let names = entries.iter().filter_map(|entry| match &entry.pattern {
+            Pattern::Exact(family) => Some((family.as_str(), entry.handler.kind())),
+            Pattern::Prefix(_) => None,
+        });
+        self.metrics.know_families(names);
+    }
+
     /// Tells how the checks of readiness go.
     pub(super) fn watch(&self, readiness: Readiness, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), Error>>) {
         let (metrics, stop) = (self.metrics.clone(), stop.clone());
@@ -71,11 +117,13 @@ impl Telemetry {
                     () = stop.cancelled() => return Ok(()),
                     _ = ticks.tick() => {}
                 }
+                let began = Instant::now();
                 let (_, report) = readiness.report().await;
+                metrics.health_duration.set(vec![("component", "all".to_owned())], began.elapsed().as_secs_f64());
                 for (name, found) in report["checks"].as_object().into_iter().flatten() {
                     if let Some(found) = found.as_str() {
                         let labels = vec![("component", name.clone()), ("critical", "true".to_owned())];
-                        metrics.health_ok.get_or_create(&labels).set(f64::from(u8::from(found == "ok")));
+                        metrics.health_ok.set(labels, f64::from(u8::from(found == "ok")));
                     }
                 }
             }

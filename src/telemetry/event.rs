@@ -2,6 +2,7 @@
 //! nothing secret.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -19,6 +20,16 @@ const DEEPEST: usize = 8;
 const ELEMENTS: usize = 100;
 /// Most keys of the metadata.
 const KEYS: usize = 64;
+
+// How often something was taken out, for the metrics of the process.
+static BY_KEY: AtomicU64 = AtomicU64::new(0);
+static BY_PATTERN: AtomicU64 = AtomicU64::new(0);
+
+/// How often this process took something secret out of telemetry: by the key it was under, by what it looked like.
+#[must_use]
+pub fn redactions() -> [(&'static str, u64); 2] {
+    [("key", BY_KEY.load(Ordering::Relaxed)), ("pattern", BY_PATTERN.load(Ordering::Relaxed))]
+}
 
 /// A record's place: its batch and its number in it. `Ord` is the order of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -118,6 +129,7 @@ fn redact_metadata(metadata: Value) -> Value {
 /// Makes a value harmless: by its key, by what it looks like, by its size.
 fn redact(key: &str, value: &mut Value, depth: usize) {
     if is_secret_key(key) && !value.is_null() && !value.is_boolean() && !value.is_number() {
+        BY_KEY.fetch_add(1, Ordering::Relaxed);
         *value = json!("[redacted]");
         return;
     }
@@ -146,7 +158,10 @@ fn is_secret_key(key: &str) -> bool {
 #[must_use]
 pub fn redact_text(text: &str) -> String {
     let mut text = match SECRETS.is_match(text) {
-        true => SECRETS.replace_all(text, "[redacted]").into_owned(),
+        true => {
+            BY_PATTERN.fetch_add(1, Ordering::Relaxed);
+            SECRETS.replace_all(text, "[redacted]").into_owned()
+        }
         false => text.to_owned(),
     };
     let length = text.chars().count();

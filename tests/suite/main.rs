@@ -29,6 +29,8 @@ mod conformance_signing;
 mod conformance_steps;
 mod conformance_two_servers;
 mod cron;
+mod dashboards;
+mod dashboards_prometheus;
 mod dead_letters;
 mod depth;
 mod event_api;

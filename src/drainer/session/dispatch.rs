@@ -107,7 +107,7 @@ impl Session {
             self.end(token, flight, outcome);
             return;
         }
-        self.vitals.dispatch_begins(token, flight.leased.id, plan.timeout);
+        self.vitals.dispatch_begins(token, flight.leased.id, plan.timeout, handler.kind());
         self.shared.handlers.spawn(run(handler, dispatch, token, self.events.clone()));
         self.started_records_at.get_or_insert(started + WORTH_A_RECORD);
         self.calls += usize::from(slots == Slots::Calls);

@@ -162,7 +162,7 @@ fn failed(
         .with("status", status)
         .with("waitTimeMs", row.wait_ms)
         .with("durationMs", duration_ms)
-        .with("startedMs", row.started_ms);
+        .with("startedAtMs", row.started_ms);
     match row.trace {
         Some(trace) => fact.with("causedBy", trace.to_string()),
         None => fact,

@@ -212,7 +212,7 @@ impl<'a> Context<'a> {
         // An SDK that does not say how long its step took made a call for it.
         let took = op.times().map_or(self.took, |(_, ns)| Duration::from_nanos(ns));
         self.engine.record(kind::STEP, &self.function.slug, took);
-        applied.advance.fact(self.step_fact(op, is_error));
+        applied.advance.fact(self.step_fact(op, took, is_error));
         applied.advance.memo(&op.id, value.clone(), note);
         applied.memos.push((op.id.clone(), value));
         Ok(())
@@ -223,14 +223,14 @@ impl<'a> Context<'a> {
         self.memo(applied, op, json!({ "error": error }).to_string(), true)
     }
 
-    fn step_fact(&self, op: &Op, is_error: bool) -> Fact {
+    fn step_fact(&self, op: &Op, took: Duration, is_error: bool) -> Fact {
         let action = if is_error { "function.step.failed" } else { "function.step.completed" };
         let fact = Fact::new("functions", action)
             .with("runId", self.begun.run.id.clone())
             .with("function", self.function.slug.clone())
             .with("step", op.label())
             .with("attempt", self.begun.attempt);
-        let fact = spans::step_fact(fact, &self.begun.run.span, op, Some(self.took));
+        let fact = spans::step_fact(fact, &self.begun.run.span, op, Some(took));
         if is_error { fact.warn() } else { fact }
     }
 

@@ -328,7 +328,11 @@ impl Engine {
         let is_error = value.starts_with("{\"error\"");
         advance.memo(step, value, history::step_completed(step, "", kind, 0, None, is_error));
         advance.fact(
-            Fact::new("functions", "function.step.completed").with("runId", run).with("step", step).with("kind", kind),
+            Fact::new("functions", "function.step.completed")
+                .with("runId", run)
+                .with("step", step)
+                .with("kind", kind)
+                .with("op", kind),
         );
         Ok(matches!(self.runs().advance(advance).await?, Advanced::On { .. }))
     }

@@ -1,4 +1,4 @@
-//! What facts tell of the spans of runs and steps: `traceId`, `spanId`, `parentSpanId`, `isSampled`, `startedMs`.
+//! What facts tell of the spans of runs and steps: `traceId`, `spanId`, `parentSpanId`, `isSampled`, `startedAtMs`.
 //! Exporting them is `telemetry/sinks/traces.rs`.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::streams::trace::TraceContext;
 /// The end of a run.
 pub fn run_fact(fact: Fact, run: &Run) -> Fact {
     let fact = told(fact, &run.span, run.parent_span.clone());
-    fact.with("queuedMs", run.queued_ms).with("startedMs", run.started_ms)
+    fact.with("queuedMs", run.queued_ms).with("startedAtMs", run.started_ms)
 }
 
 /// The end of a step of the run whose span is `run`. `took` is how long its call was, where the SDK does not say more.
@@ -21,7 +21,7 @@ pub fn step_fact(fact: Fact, run: &TraceContext, op: &Op, took: Option<Duration>
     let fact = fact.with("op", op.op.as_str());
     match (op.times(), took) {
         (Some((began_ns, ns)), _) => {
-            let fact = fact.with("startedMs", began_ns / 1_000_000);
+            let fact = fact.with("startedAtMs", began_ns / 1_000_000);
             fact.with("durationMs", Duration::from_nanos(ns).as_secs_f64() * 1000.0)
         }
         (None, Some(took)) => fact.with("durationMs", took.as_secs_f64() * 1000.0),

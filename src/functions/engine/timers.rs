@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::store::{Advance, Fired, Guard, Scheduled, history};
 use super::finish::Ending;
 use super::{Engine, Error};
+use crate::streams::records::Fact;
 
 /// How late a timer that another process set may be noticed.
 const POLL: Duration = Duration::from_millis(500);
@@ -85,6 +86,8 @@ impl Engine {
                 };
                 let note = history::step_completed(about, "", kind, 0, None, kind == "invoke");
                 advance.memo(about, value, note);
+                let action = if kind == "invoke" { "function.step.failed" } else { "function.step.completed" };
+                advance.fact(Fact::new("functions", action).with("runId", run).with("step", about).with("op", kind));
             }
             "C" => return self.fire_tick(&member[2..], about).await,
             "D" | "B" | "T" | "G" => return self.fire_flow(member).await,

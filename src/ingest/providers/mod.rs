@@ -97,6 +97,14 @@ impl Senders {
         self.providers.iter().map(|provider| provider.id()).collect()
     }
 
+    /// Their ids, and whether there is any secret for each.
+    pub fn loaded(&self) -> impl Iterator<Item = (&'static str, bool)> + '_ {
+        self.providers.iter().map(|provider| {
+            let (_, secrets) = self.signature(&**provider, &HeaderMap::new());
+            (provider.id(), secrets.is_some())
+        })
+    }
+
     /// The secrets that a request to `provider` with these headers is checked with, and how. `None` when there are
     /// none that fit the scheme.
     #[must_use]

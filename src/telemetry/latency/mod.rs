@@ -55,6 +55,8 @@ pub mod kind {
     pub const RUN_QUEUE: &str = "run_queue";
     /// One step of a function. Series: function.
     pub const STEP: &str = "step";
+    /// From the first call of a run to its end; only of metrics. Series: function.
+    pub const RUN: &str = "run";
 }
 
 /// Minutes since the epoch.

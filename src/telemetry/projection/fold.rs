@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::latency::{Sample, kind, minute_of};
 use crate::streams::entry_id::EntryId;
 use crate::streams::journal::{self, Fields, Part};
-use crate::streams::records::{Dispatches, Enqueue, Fact};
+use crate::streams::records::{Dispatches, Enqueue, Fact, Level};
 
 /// Pauses of one family that are remembered.
 const PAUSES: usize = 512;
@@ -17,6 +17,10 @@ const PAUSES: usize = 512;
 const PAUSED_FAMILIES: usize = 4096;
 /// Recent samples of each kind that are remembered.
 const RECENT: usize = 25;
+/// Clocks that agree within this agree.
+const CLOCK_MS: u64 = 100;
+/// Above, histograms tell this.
+const LONGEST_MS: u64 = 86_400_000;
 /// A record's text is remembered up to here.
 const TEXT: usize = 300;
 
@@ -27,10 +31,12 @@ pub struct Table {
     pub samples: BTreeMap<(String, String), Sample>,
     /// Counter → number. Names are `<what>|<family, lane or function>|<detail>`.
     pub counts: BTreeMap<String, u64>,
+    /// Samples that nobody stores: metrics hear of them, once.
+    pub passing: BTreeMap<(&'static str, String), Sample>,
 }
 
 impl Table {
-    /// Adds all of another table.
+    /// Adds all of another table that is stored.
     pub fn merge(&mut self, other: &Self) {
         for (key, sample) in &other.samples {
             self.samples.entry(key.clone()).or_default().merge(sample);
@@ -42,6 +48,10 @@ impl Table {
 
     fn record(&mut self, kind: &str, series: &str, us: u64) {
         self.samples.entry((kind.to_owned(), series.to_owned())).or_default().record(us);
+    }
+
+    fn pass(&mut self, kind: &'static str, series: &str, us: u64) {
+        self.passing.entry((kind, series.to_owned())).or_default().record(us);
     }
 
     fn count(&mut self, name: String, by: u64) {
@@ -208,19 +218,23 @@ fn family_of(lane: &str) -> &str {
 }
 
 fn take_enqueue(batch: &Enqueue, lines: &[&str], table: &mut Table) {
-    let lanes = batch.rows.iter().flat_map(|row| std::iter::repeat_n(usize::from(row.0), row.3.len()));
+    let lanes = batch.rows.iter().flat_map(|row| std::iter::repeat_n((usize::from(row.0), row.4 != 0), row.3.len()));
     // Neighbours are mostly alike: one look-up for a run of them.
     let mut run: Option<(usize, &'static str, u64)> = None;
     let tell = |(lane, outcome, count): (usize, &str, u64), table: &mut Table| {
         let lane = batch.lanes.get(lane).map_or("", String::as_str);
         table.count(format!("append|{lane}|{outcome}"), count);
     };
-    for (lane, line) in lanes.zip(lines) {
+    for ((lane, is_unrouted), line) in lanes.zip(lines) {
         let outcome = match line.as_bytes().first() {
             Some(b'L') => "scheduled",
             Some(b'i' | b'w') => "duplicate",
             _ => "accepted",
         };
+        if is_unrouted && outcome == "accepted" {
+            let family = family_of(batch.lanes.get(lane).map_or("", String::as_str));
+            table.count(format!("unmatched|{family}|"), 1);
+        }
         match &mut run {
             Some((of, was, count)) if *of == lane && *was == outcome => *count += 1,
             _ => {
@@ -250,6 +264,12 @@ fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &St
         let (mut waits, mut active, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in of_lane {
             let total = totals.entry((row.lane, row.handler)).or_default();
+            if row.started_ms + CLOCK_MS < row.ms {
+                table.count("clock_negative||".into(), 1);
+            }
+            if row.wait_ms > LONGEST_MS {
+                table.count("saturated||".into(), 1);
+            }
             if !row.start_known {
                 total.0 += 1;
                 if row.attempt <= 1 {
@@ -321,6 +341,7 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         detail,
     };
     table.count(format!("action|{}|{}", fact.component, fact.action), 1);
+    table.count(format!("level|{}|", level_of(fact.level)), 1);
     if !fact.success {
         table.count(format!("failure|{}|", fact.component), 1);
     }
@@ -354,6 +375,9 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
             let is_pause = fact.metadata.get("action").and_then(|action| action.get("kind"))
                 != Some(&Value::from("resume_family"));
             let what = if is_pause { "pause" } else { "resume" };
+            if text("sourceType") == "observer" {
+                table.count(format!("observer_action|{what}_family|applied"), 1);
+            }
             table.count(format!("control|{what}|{}|applied", text("sourceType")), 1);
             if is_pause {
                 let number = |key: &str| fact.metadata.get(key).and_then(Value::as_u64);
@@ -374,7 +398,13 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
             state.pause_ends(family, ended.min(id.ms));
         }
         "queue.control.rejected" => {
-            table.count(format!("control|pause|{}|rejected", text("sourceType")), 1);
+            let is_resume = fact.metadata.get("action").and_then(|action| action.get("kind"))
+                == Some(&Value::from("resume_family"));
+            let what = if is_resume { "resume" } else { "pause" };
+            table.count(format!("control|{what}|{}|rejected", text("sourceType")), 1);
+            if text("sourceType") == "observer" {
+                table.count(format!("observer_action|{what}_family|rejected"), 1);
+            }
         }
         action if action.starts_with("queue.triage.") => {
             take_triage(action, family, fact, state, table, &recent, us("latencyMs").or_else(|| us("duration_ms")));
@@ -382,6 +412,7 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         action if action.starts_with("queue.observe.") => {
             let outcome = action.trim_start_matches("queue.observe.");
             table.count(format!("observe|{}|{outcome}", text("mode")), 1);
+            take_observe(outcome, fact, &recent, us("latencyMs").or_else(|| us("duration_ms")), state, table);
             if outcome != "started"
                 && let Some(took) = us("latencyMs").or_else(|| us("duration_ms"))
             {
@@ -392,9 +423,80 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
             let function =
                 ["function", "functionId", "functionSlug"].into_iter().map(text).find(|name| !name.is_empty());
             let what = action.trim_start_matches("function.");
-            table.count(format!("function|{}|{what}", function.unwrap_or_default()), 1);
+            let function = function.unwrap_or_default();
+            table.count(format!("function|{function}|{what}"), 1);
+            let started = fact.metadata.get("startedAtMs").and_then(Value::as_u64);
+            if let (true, Some(started)) = (what.starts_with("run."), started) {
+                table.pass(kind::RUN, function, id.ms.saturating_sub(started).saturating_mul(1000));
+            }
+            if let Some(outcome) = what.strip_prefix("step.").filter(|outcome| *outcome != "errored") {
+                table.count(format!("step|{function}|{}|{outcome}", op_of(text("op"))), 1);
+                if let Some(took) = us("durationMs") {
+                    table.pass(kind::STEP, function, took);
+                }
+            }
         }
+        "telemetry.sink.failed" => table.count(format!("trimmed|{}|", text("sink")), 1),
         _ => {}
+    }
+}
+
+const fn level_of(level: Level) -> &'static str {
+    match level {
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    }
+}
+
+/// A step's kind as metrics name it, from the protocol's name.
+fn op_of(op: &str) -> &'static str {
+    match op {
+        "StepRun" | "Step" | "StepError" | "StepFailed" => "run",
+        "Sleep" | "sleep" => "sleep",
+        "WaitForEvent" | "wait" => "waitForEvent",
+        "InvokeFunction" | "invoke" => "invoke",
+        "WaitForSignal" | "signal" => "waitForSignal",
+        "Gateway" | "AIGateway" => "gateway",
+        _ => "other",
+    }
+}
+
+/// One pass of the observer: its end, what it suggested, and how long it took.
+fn take_observe(
+    outcome: &str,
+    fact: &Fact,
+    recent: &impl Fn(&str, Option<Value>) -> Recent,
+    took: Option<u64>,
+    state: &mut State,
+    table: &mut Table,
+) {
+    let text = |key: &str| fact.metadata.get(key).and_then(Value::as_str).unwrap_or_default();
+    if !matches!(outcome, "completed" | "fallback" | "failed" | "skipped") {
+        return;
+    }
+    let trigger = if text("trigger") == "cron" { "cron" } else { "manual" };
+    let is_shortcut = outcome == "completed" && text("provider") == "shortcut";
+    let end = if is_shortcut { "short_circuit" } else { outcome };
+    table.count(format!("observer|{}|{trigger}|{end}", text("mode")), 1);
+    if let Some(took) = took {
+        table.pass(kind::OBSERVE, trigger, took);
+    }
+    for (disposition, whole, kinds) in
+        [("suggested", "suggestedActions", "suggestedActionKinds"), ("final", "finalActions", "finalActionKinds")]
+    {
+        // The kinds alone name each once.
+        let whole = fact.metadata.get(whole).and_then(Value::as_array);
+        let actions = whole.or_else(|| fact.metadata.get(kinds).and_then(Value::as_array));
+        for action in actions.into_iter().flatten() {
+            if let Some(kind) = action.get("kind").unwrap_or(action).as_str() {
+                table.count(format!("observer_action|{kind}|{disposition}"), 1);
+            }
+        }
+    }
+    // A failed pass is told once more as a fallback.
+    if outcome != "failed" && !state.is_past {
+        state.last.insert(format!("observer|{trigger}"), recent(end, None));
     }
 }
 
@@ -441,7 +543,7 @@ fn take_triage(
             (is_mismatch, "route_mismatches"),
         ] {
             if is_so {
-                table.count(format!("triage_{what}|{family}|"), 1);
+                table.count(format!("triage_{what}|{family}|{}", text("mode")), 1);
             }
         }
         if priority || dedup || is_mismatch {
@@ -458,6 +560,7 @@ fn take_triage(
         && let Some(took) = took
     {
         table.record(kind::TRIAGE, family, took);
+        table.pass(kind::TRIAGE, text("mode"), took);
     }
 }
 

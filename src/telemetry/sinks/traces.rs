@@ -292,7 +292,7 @@ fn failed(batch_id: EntryId, fact: &Fact) -> Option<Span> {
     let (lane, event_id) = (fact.lane.as_deref()?, fact.event_id.as_deref()?);
     let attempt = fact.metadata.get("attempt").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok())?;
     let caused_by = text(fact, "causedBy").and_then(|text| text.parse().ok());
-    let began = fact.metadata.get("startedMs").and_then(Value::as_u64).unwrap_or(batch_id.ms);
+    let began = fact.metadata.get("startedAtMs").and_then(Value::as_u64).unwrap_or(batch_id.ms);
     let mut span = process(lane, event_id, caused_by, attempt, began);
     let duration = fact.metadata.get("durationMs").and_then(Value::as_f64).unwrap_or(0.0);
     span.ended = span.began + Duration::try_from_secs_f64(duration / 1000.0).unwrap_or_default();
@@ -335,7 +335,7 @@ fn told(fact: &Fact, kind: SpanKind, verb: &str) -> Option<Span> {
 fn run(batch_id: EntryId, fact: &Fact) -> Option<Span> {
     let mut span = told(fact, SpanKind::Server, "run")?;
     let ms = |key: &str| fact.metadata.get(key).and_then(Value::as_u64);
-    span.began = at(ms("startedMs").or_else(|| ms("queuedMs")).unwrap_or(batch_id.ms));
+    span.began = at(ms("startedAtMs").or_else(|| ms("queuedMs")).unwrap_or(batch_id.ms));
     span.ended = at(batch_id.ms);
     let status = fact.action.rsplit('.').next().unwrap_or_default();
     span.attributes.push(KeyValue::new("system_bus.run.status", status.to_owned()));
@@ -346,7 +346,7 @@ fn step(batch_id: EntryId, fact: &Fact) -> Option<Span> {
     let mut span = told(fact, SpanKind::Internal, "step")?;
     let ms = |key: &str| fact.metadata.get(key).and_then(Value::as_f64);
     let took = Duration::try_from_secs_f64(ms("durationMs").unwrap_or(0.0) / 1000.0).unwrap_or_default();
-    span.began = match fact.metadata.get("startedMs").and_then(Value::as_u64) {
+    span.began = match fact.metadata.get("startedAtMs").and_then(Value::as_u64) {
         Some(began) => at(began),
         None => at(batch_id.ms).checked_sub(took).unwrap_or(SystemTime::UNIX_EPOCH),
     };
