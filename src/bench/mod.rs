@@ -11,12 +11,14 @@
 //! | `drain_telemetry` | the same with projections, archive and a dead collector | the same without telemetry |
 //! | `idle_latency` | one event at a time: append called → handler called | – |
 //! | `functions` | runs of three steps on a Node app, and what passes between two calls | the SDK called without an engine |
+//! | `webhooks` | signed deliveries while Redis is killed and started again | – |
 //! | `paused_backlog` | the same beside a paused family with a large backlog | the same without |
 
 mod drain;
 pub mod functions;
 mod latency;
 mod raw;
+pub mod webhooks;
 
 use std::time::{Duration, Instant};
 

@@ -7,6 +7,7 @@ use super::Context;
 use super::output::{Failure, Report};
 use super::render::{self, Human};
 use crate::bench::functions::FunctionsPlan;
+use crate::bench::webhooks::{self, WebhooksPlan};
 use crate::bench::{self, Plan, Scenario};
 use crate::diagnose::{Diagnose, Exit};
 use crate::streams::managed::{ManagedOptions, ManagedRedis};
@@ -46,11 +47,11 @@ impl Diagnose for bench::Error {
 /// Measure appends, draining and latency beside the raw Redis ceiling
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Examples:\n  joelclaw bench\n  joelclaw bench --only drain --rounds 5\n  joelclaw bench functions --sdk-dir .\n  joelclaw bench --json > bench.json\n\nStarts a throwaway redis-server of its own (AOF everysec) and leaves nothing behind."
+    after_help = "Examples:\n  joelclaw bench\n  joelclaw bench --only drain --rounds 5\n  joelclaw bench functions --sdk-dir .\n  joelclaw bench webhooks --rate 1000 --seconds 60\n  joelclaw bench --json > bench.json\n\nStarts a throwaway redis-server of its own (AOF everysec) and leaves nothing behind."
 )]
 pub struct Args {
-    /// `functions` for runs of a Node app with the Inngest SDK; without it, the scenarios of Redis
-    #[arg(value_name = "WHAT", value_parser = ["functions"])]
+    /// `functions` for runs of a Node app with the Inngest SDK, `webhooks` for signed deliveries while Redis is killed; without it, the scenarios of Redis
+    #[arg(value_name = "WHAT", value_parser = ["functions", "webhooks"])]
     what: Option<String>,
     /// For functions: a directory whose node_modules has the SDK
     #[arg(long, value_name = "DIR", default_value = "tests/conformance/js")]
@@ -64,6 +65,18 @@ pub struct Args {
     /// For functions: runs of another function that wait behind a concurrency key of one slot meanwhile; 0 for none
     #[arg(long, default_value_t = 100_000)]
     waiting: usize,
+    /// For webhooks: deliveries a second
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// For webhooks: for how long, in seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..=3_600))]
+    seconds: u32,
+    /// For webhooks: how long Redis is away, from the middle on, in seconds
+    #[arg(long, default_value_t = 5)]
+    outage: u32,
+    /// For webhooks: nothing is kept on disk meanwhile
+    #[arg(long)]
+    no_spool: bool,
     /// Events per round of append and drain
     #[arg(long, default_value_t = 200_000)]
     events: usize,
@@ -90,6 +103,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     if let Some(unknown) = args.only.iter().find(|name| !NAMES.contains(&name.as_str())) {
         let fix = format!("Use any of {}.", NAMES.join(", "));
         return Err(Failure::new("INVALID_SCENARIO", Exit::Usage, format!("there is no scenario `{unknown}`"), fix));
+    }
+    if args.what.as_deref() == Some("webhooks") {
+        return deliveries(args, context).await;
     }
     let plan = Plan {
         events: args.events.max(1_000),
@@ -129,6 +145,47 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     Ok(Report::new(report, human).list("scenarios"))
 }
 
+/// Signed deliveries while Redis is killed and started again. Anything lost or doubled is a failure.
+async fn deliveries(args: &Args, context: &Context) -> Result<Report, Failure> {
+    let plan = WebhooksPlan {
+        rate: args.rate,
+        seconds: args.seconds,
+        outage_s: args.outage,
+        has_spool: !args.no_spool,
+        binary: std::env::var_os("SYSTEM_BUS_REDIS_SERVER").map(Into::into),
+    };
+    let spinner = spinner(context);
+    let counts = webhooks::run(&plan, |what| spinner.set_message(what.to_owned())).await;
+    spinner.finish_and_clear();
+    let counts = counts?;
+    if !counts.is_kept() {
+        let told = serde_json::to_string(&counts).unwrap_or_default();
+        let message = format!("a promise was not kept: {told}");
+        return Err(Failure::new("BENCH_FAILED", Exit::Unhealthy, message, "Report this with the output."));
+    }
+    let rows = [
+        ("sent", counts.sent),
+        ("answered 200", counts.answered200),
+        ("answered 202 (spooled)", counts.answered202),
+        ("answered 503", counts.answered503),
+        ("stored", counts.stored),
+        ("lost", counts.lost),
+        ("stored twice", counts.duplicated),
+    ];
+    let rows = rows.map(|(what, number)| vec![what.to_owned(), grouped(number as u64)]);
+    let human = Human::new().table(&["WHAT", "HOW MANY"], rows);
+    Ok(Report::new(counts, human))
+}
+
+fn spinner(context: &Context) -> indicatif::ProgressBar {
+    let spinner = match std::io::stderr().is_terminal() && !context.output.is_quiet {
+        true => indicatif::ProgressBar::new_spinner(),
+        false => indicatif::ProgressBar::hidden(),
+    };
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}
+
 /// On a Redis of its own, gone afterwards.
 async fn with_own_redis(plan: &Plan, context: &Context) -> Result<bench::Report, Failure> {
     let internal = |error: std::io::Error| {
@@ -153,11 +210,7 @@ async fn with_own_redis(plan: &Plan, context: &Context) -> Result<bench::Report,
 }
 
 async fn measure(redis: &Redis, plan: &Plan, context: &Context) -> Result<bench::Report, Failure> {
-    let spinner = match std::io::stderr().is_terminal() && !context.output.is_quiet {
-        true => indicatif::ProgressBar::new_spinner(),
-        false => indicatif::ProgressBar::hidden(),
-    };
-    spinner.enable_steady_tick(Duration::from_millis(120));
+    let spinner = spinner(context);
     let report = bench::run(redis, plan, |what| spinner.set_message(what.to_owned())).await;
     spinner.finish_and_clear();
     Ok(report?)

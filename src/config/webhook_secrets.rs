@@ -137,7 +137,15 @@ pub(super) fn load(loader: &mut Loader<'_>, variables: &Variables) -> BTreeMap<&
 /// Every variable of flags, env file and environment, for those whose names are not known here. Holds secrets: nothing
 /// of it is ever printed.
 #[derive(Clone, Default)]
-pub struct Variables(Arc<BTreeMap<String, String>>);
+pub struct Variables(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    values: BTreeMap<String, String>,
+    home: PathBuf,
+    /// Of the env file: relative paths are relative to it.
+    directory: PathBuf,
+}
 
 impl std::fmt::Debug for Variables {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -147,16 +155,24 @@ impl std::fmt::Debug for Variables {
 
 impl Variables {
     pub(super) fn new(sources: &Sources, file: &EnvFile) -> Self {
-        let mut all = sources.environment.clone();
-        all.extend(file.values.clone());
-        all.extend(sources.flags.clone());
-        Self(Arc::new(all))
+        let mut values = sources.environment.clone();
+        values.extend(file.values.clone());
+        values.extend(sources.flags.clone());
+        let directory = file.path.parent().map(Into::into).unwrap_or_default();
+        Self(Arc::new(Known { values, home: sources.home.clone(), directory }))
     }
 
     /// Its value, unless it is unset or blank.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+        self.0.values.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(|text| match text.strip_prefix("~/") {
+            Some(rest) => self.0.home.join(rest),
+            None => self.0.directory.join(text),
+        })
     }
 
     fn secret(&self, name: &str) -> Option<SecretString> {
@@ -168,15 +184,15 @@ impl Variables {
     pub fn rotating(&self, name: &str) -> Rotating {
         Rotating {
             current: self.secret(name),
-            current_file: self.get(&format!("{name}_FILE")).map(Into::into),
+            current_file: self.path(&format!("{name}_FILE")),
             previous: self.secret(&format!("{name}_PREVIOUS")),
-            previous_file: self.get(&format!("{name}_PREVIOUS_FILE")).map(Into::into),
+            previous_file: self.path(&format!("{name}_PREVIOUS_FILE")),
         }
     }
 
     /// The variables whose names begin and end like this, with what stands between.
     pub fn between<'a>(&'a self, start: &'a str, end: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(key, value)| {
+        self.0.values.iter().filter_map(move |(key, value)| {
             let name = key.strip_prefix(start)?.strip_suffix(end)?;
             (!name.is_empty() && !value.trim().is_empty()).then_some((name, value.trim()))
         })

@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
@@ -33,7 +33,7 @@ use sha2::{Digest, Sha256};
 use super::admission::{self, Accepted, Admission, Emit};
 use super::answer::{Answered, AnsweredEvent, Refused, Taken};
 use super::caused_by::CausedBy;
-use super::fields::{json_string, object_text};
+use super::fields::{Fields, json_string, object_text};
 use super::limiter::{AuthFailures, Rate, Rates};
 use super::peer::Peer;
 use super::providers::{Answers, DeliveryKey, NormalizedEvent, Provider, Senders, Skip};
@@ -251,9 +251,12 @@ impl Gateway {
 
     /// What happens to every delivery once its answer is known, just before it is sent.
     fn answered(&self, delivery: Answered) {
+        let agent = delivery.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
         tracing::info!(
             action = "webhook.handler",
             provider = delivery.provider,
+            client = %delivery.client,
+            agent = agent.get(..40).unwrap_or(agent),
             outcome = delivery.outcome.as_str(),
             status = delivery.status,
             reason = delivery.reason,
@@ -331,6 +334,7 @@ impl Gateway {
         tracing::info!(
             action = "webhook.received",
             provider = provider.id(),
+            event_type = event_type(&delivery, &body),
             delivery = key.as_str(),
             bytes = delivery.raw.len(),
             slot = delivery.slot().label(),
@@ -577,6 +581,13 @@ impl Ready {
             ..Emit::default()
         }
     }
+}
+
+/// What the sender calls it, for the log.
+fn event_type(delivery: &Delivery, body: &JsonObject) -> String {
+    let own = Fields::parse(body.as_str()).ok().and_then(|fields| fields.string("type"));
+    let sent = own.or_else(|| delivery.header("x-github-event").map(str::to_owned));
+    sent.map_or_else(|| "unknown".to_owned(), |kind| kind.chars().take(80).collect())
 }
 
 fn hash32(text: &str) -> String {

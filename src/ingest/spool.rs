@@ -179,6 +179,15 @@ impl Spool {
         Ok(Self(Arc::new(inner)))
     }
 
+    /// Whether the directory holds deliveries.
+    #[must_use]
+    pub fn is_used(dir: &Path) -> bool {
+        let is_file = |entry: io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.path().extension().is_some_and(|end| end == "mpk"))
+        };
+        fs::read_dir(dir).is_ok_and(|mut entries| entries.any(is_file))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -259,7 +259,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         telemetry.metrics.know_providers(senders.loaded());
         let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), beside);
         served = Some(gateway.clone());
-        let keeping = senders::keep(config.clone(), leased.clone(), gateway.clone(), stop.clone());
+        let keeping = senders::keep(config.clone(), leased.clone(), stop.clone());
         tasks.spawn(async move {
             keeping.await;
             Ok(())
@@ -536,7 +536,8 @@ fn event_keys(config: &Config) -> Vec<secrecy::SecretString> {
 
 /// The spool of webhooks, unless it is off or can't be used: then an outage of Redis is answered 503.
 fn spool(config: &Config) -> Option<Spool> {
-    if config.webhook.spool == SpoolFor::Off {
+    // What an earlier setting has left there is drained all the same.
+    if config.webhook.spool == SpoolFor::Off && !Spool::is_used(&config.webhook.spool_dir) {
         return None;
     }
     match Spool::open(config.webhook.spool_dir.clone(), config.webhook.spool_max_bytes) {

@@ -51,6 +51,7 @@ impl Reload {
                     }
                     self.read_config().await;
                 }
+                () = self.leased.changed() => self.swap_senders(),
                 () = tokio::time::sleep(POLL) => {
                     polls += 1;
                     let now = stamps(&self.config);

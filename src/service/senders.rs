@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
@@ -26,7 +27,24 @@ const RETRY: Duration = Duration::from_secs(600);
 
 /// What the command said, by variable. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Leased(Arc<Mutex<HashMap<&'static str, SecretString>>>);
+pub struct Leased(Arc<LeasedSecrets>);
+
+#[derive(Default)]
+struct LeasedSecrets {
+    secrets: Mutex<HashMap<&'static str, SecretString>>,
+    changed: Notify,
+}
+
+impl Leased {
+    fn secrets(&self) -> MutexGuard<'_, HashMap<&'static str, SecretString>> {
+        self.0.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when the command has said something new.
+    pub(super) async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+}
 
 /// The providers and sources of `config` with the secrets in force.
 pub fn senders(config: &Config, leased: &Leased) -> Result<Senders, Error> {
@@ -39,7 +57,7 @@ pub fn senders(config: &Config, leased: &Leased) -> Result<Senders, Error> {
     let taken: Vec<&str> = all.iter().map(|provider| provider.id()).collect();
     let sources = sources::load(&webhook.sources_file, &webhook.sources, &taken)?;
     all.extend(sources.into_iter().map(|source| Arc::new(source) as Arc<dyn Provider>));
-    let leased = leased.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let leased = leased.secrets().clone();
     let mut table = SecretTable::new();
     for provider in &all {
         let (scheme, _) = provider.signature(&axum::http::HeaderMap::new());
@@ -76,7 +94,7 @@ pub async fn lease(config: &Config, leased: &Leased) -> Option<Duration> {
     let ttl = config.webhook.secrets_ttl;
     let missing = |row: &&SecretRow| config.webhook_secrets.get(row.variable).is_none_or(|secret| !secret.is_set());
     let missing: Vec<&SecretRow> = WEBHOOK_SECRETS.iter().filter(missing).collect();
-    let program = config.webhook.secrets_command.split_whitespace().next()?.to_owned();
+    let program = config.webhook.secrets_command.split_whitespace().next()?;
     if missing.is_empty() {
         return None;
     }
@@ -90,7 +108,7 @@ pub async fn lease(config: &Config, leased: &Leased) -> Option<Duration> {
         match answer {
             Ok(secret) => {
                 tracing::info!("[secrets] loaded {}", row.variable);
-                leased.0.lock().unwrap_or_else(PoisonError::into_inner).insert(row.variable, secret);
+                leased.secrets().insert(row.variable, secret);
             }
             Err(error) => {
                 has_failed = true;
@@ -125,15 +143,15 @@ async fn ask(command: &str, store: &str, ttl: Duration) -> std::io::Result<Secre
     }
 }
 
-/// Keeps leased secrets fresh until `stop`.
-pub(super) async fn keep(config: Config, leased: Leased, gateway: Gateway, stop: CancellationToken) {
+/// Keeps leased secrets fresh until `stop`. Whoever has the configuration in force takes them up.
+pub(super) async fn keep(config: Config, leased: Leased, stop: CancellationToken) {
     loop {
         let next = tokio::select! {
             () = stop.cancelled() => return,
             next = lease(&config, &leased) => next,
         };
         let Some(next) = next else { return };
-        swap(&config, &leased, &gateway);
+        leased.0.changed.notify_one();
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(next) => {}

@@ -124,6 +124,8 @@ async fn while_redis_is_away_the_answer_is_503_and_afterwards_all_is_well_again(
     let sink = HttpSink::start().await;
     let mut redis = TestRedis::start_with(&["appendonly", "yes", "appendfsync", "always"]).await;
     let joelclaw = Joelclaw::new(&redis.url()).registry(&route(&sink));
+    // GitHub never sends again: by default its deliveries would be kept on disk.
+    joelclaw.env_file_line("WEBHOOK_SPOOL", "off");
     let mut up = Up::start(&joelclaw).await;
     let body = workflow_run();
     redis.kill_9();
