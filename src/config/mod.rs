@@ -29,8 +29,9 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, QueueConfig,
-    RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, WebhookConfig,
+    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, ModelConfig, OtlpProtocol,
+    QueueConfig, RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, TriageConfig, TriageDedup, TriageMode,
+    WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 
@@ -179,6 +180,10 @@ pub struct Config {
     pub inngest: InngestConfig,
     /// The engine, and the apps that it calls.
     pub functions: FunctionsConfig,
+    /// Triage.
+    pub triage: TriageConfig,
+    /// The model.
+    pub model: ModelConfig,
     /// Where telemetry goes beside the journal.
     pub telemetry: TelemetryConfig,
     /// Runtimes beside this one.
@@ -208,6 +213,8 @@ impl Config {
         let webhook = WebhookConfig::load(&mut loader);
         let inngest = InngestConfig::load(&mut loader);
         let functions = FunctionsConfig::load(&mut loader);
+        let triage = TriageConfig::load(&mut loader);
+        let model = ModelConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
         let runtimes = RuntimesConfig::load(&mut loader);
         let declare::Loader { effective, warnings: refused, .. } = loader;
@@ -227,6 +234,8 @@ impl Config {
             webhook,
             inngest,
             functions,
+            triage,
+            model,
             telemetry,
             runtimes,
             pilots,
