@@ -17,3 +17,4 @@ pub mod server;
 pub mod service;
 pub mod streams;
 pub mod telemetry;
+pub mod triage;

@@ -20,3 +20,4 @@ pub mod peer;
 pub mod providers;
 pub mod request_body;
 pub mod signature;
+mod triaged;

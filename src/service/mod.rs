@@ -34,10 +34,14 @@ use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
 use crate::ingest::signature::Secrets;
+use crate::model::{self, Models};
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
+use crate::triage::flags::Flags;
+use crate::triage::rules::RulesHandle;
+use crate::triage::{self, Triage};
 use routes::{AdmissionRoutes, RegistryPlans};
 
 pub use note::{ServiceNote, running_service};
@@ -218,12 +222,20 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         drainer: vitals.is_some(),
         registry_hash: registry.current().hash().to_owned(),
     };
-    let mut served = None;
+    let (mut served, mut triaged) = (None, None);
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
         let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
-        let admission = Admission::new(Arc::new(appender), Arc::new(routes));
-        let gateway = Gateway::new(gateway_settings(config), secrets(config)?, admission.clone());
+        let (triage, worker) = self::triage(config, &registry, stop.clone());
+        let (worker_bus, worker_stop) = (bus.separate(), stop.clone());
+        tasks.spawn(async move {
+            worker.run(worker_bus, worker_stop).await;
+            Ok(())
+        });
+        triaged = Some(triage.clone());
+        let admission = Admission::new(Arc::new(appender), Arc::new(routes)).with_triage(triage);
+        let for_webhooks = admission.clone().triaged_within(WEBHOOK_TRIAGE_LIMIT);
+        let gateway = Gateway::new(gateway_settings(config), secrets(config)?, for_webhooks);
         served = Some(gateway.clone());
         let readiness = readiness(&bus, vitals, &functions, config, stop.clone());
         let parts = server::Parts {
@@ -247,6 +259,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         sources: options.sources.clone(),
         registry: registry.clone(),
         gateway: served,
+        triage: triaged,
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -314,6 +327,17 @@ async fn sdk_port(config: &Config) -> Option<tokio::net::TcpListener> {
             None
         }
     }
+}
+
+/// A webhook's sender gives up after 5 s at the earliest; its append has a deadline of its own behind this.
+const WEBHOOK_TRIAGE_LIMIT: Duration = Duration::from_millis(1_500);
+
+/// Triage of this process, and the worker that has to run for it. `stop` ends every request to a model.
+#[must_use]
+pub fn triage(config: &Config, registry: &RegistryHandle, stop: CancellationToken) -> (Triage, triage::Worker) {
+    let models = Models::new(model::Settings::from_config(config), stop);
+    let rules = RulesHandle::load(config.triage.rules.clone());
+    Triage::new(Flags::from_config(config), registry.clone(), rules, models)
 }
 
 /// What commands that emit use.

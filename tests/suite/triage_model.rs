@@ -140,11 +140,14 @@ async fn the_two_http_forms_are_those_of_their_vendors() {
     assert_eq!((&got.json()["system"], got.json().get("response_format")), (&json!("be brief"), None));
 }
 
+/// Replies, time, what is answered, requests.
+type Case = (Vec<Reply>, Duration, Result<&'static str, Error>, usize);
+
 #[tokio::test]
 async fn how_a_server_fails_decides() {
     let long = Duration::from_secs(20);
     let again = || Reply::status(529);
-    let cases: Vec<(Vec<Reply>, Duration, Result<&str, Error>, usize)> = vec![
+    let cases: Vec<Case> = vec![
         (vec![Reply::hang()], SHORT, Err(Error::Timeout), 1),
         (vec![again(), again()], long, Err(Error::Http(529)), 2),
         (vec![again(), openai("x")], long, Ok("x"), 2),
