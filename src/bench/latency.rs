@@ -108,7 +108,7 @@ async fn measure(
 }
 
 #[allow(clippy::unwrap_used)]
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     // 1 µs to 60 s at three digits are constants the crate accepts.
     Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
 }

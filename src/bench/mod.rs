@@ -12,12 +12,14 @@
 //! | `idle_latency` | one event at a time: append called → handler called | – |
 //! | `functions` | runs of three steps on a Node app, and what passes between two calls | the SDK called without an engine |
 //! | `webhooks` | signed deliveries while Redis is killed and started again | – |
+//! | `triage_shadow` | one event at a time through admission, triage in shadow, a model that hangs | the same, triage off |
 //! | `paused_backlog` | the same beside a paused family with a large backlog | the same without |
 
 mod drain;
 pub mod functions;
 mod latency;
 mod raw;
+mod triage;
 pub mod webhooks;
 
 use std::time::{Duration, Instant};
@@ -67,7 +69,7 @@ pub struct Report {
 /// One scenario's figures. Absent ones don't apply.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Scenario {
-    /// `append`, `append_ids`, `drain`, `idle_latency`, `paused_backlog` or `footprint`.
+    /// `append`, `append_ids`, `drain`, `idle_latency`, `paused_backlog`, `triage_shadow` or `footprint`.
     pub name: &'static str,
     /// Events a second, median of the rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,7 +80,7 @@ pub struct Scenario {
     /// For functions: requests a second of a plain echo of the same Node server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub echo_per_s: Option<u64>,
-    /// Ours ÷ raw; for `paused_backlog` p99 with ÷ p99 without.
+    /// Ours ÷ raw; for `paused_backlog` p99 with ÷ p99 without; for `triage_shadow` median in shadow ÷ median off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
     /// Median, µs.
@@ -87,7 +89,7 @@ pub struct Scenario {
     /// 99th percentile, µs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99_us: Option<u64>,
-    /// 99th percentile without the backlog, µs.
+    /// 99th percentile without the backlog, or without triage, µs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_p99_us: Option<u64>,
     /// Entries of the paused family.
@@ -152,6 +154,10 @@ pub async fn run(redis: &Redis, plan: &Plan, mut progress: impl FnMut(&str)) -> 
     if plan.wants("idle_latency") || plan.wants("paused_backlog") {
         progress("idle_latency, paused_backlog");
         scenarios.extend(latency::run(redis, plan).await?);
+    }
+    if plan.wants("triage_shadow") {
+        progress("triage_shadow");
+        scenarios.push(triage::run(redis, plan).await?);
     }
     if let Some(plan) = &plan.functions {
         progress("functions");

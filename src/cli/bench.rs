@@ -89,7 +89,7 @@ pub struct Args {
     /// Entries of the paused family
     #[arg(long, default_value_t = 1_000_000)]
     backlog: usize,
-    /// Run only these: append, append_ids, drain, drain_telemetry, idle_latency, paused_backlog
+    /// Run only these: append, append_ids, drain, drain_telemetry, idle_latency, paused_backlog, triage_shadow
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Use this Redis instead of an own one. It is EMPTIED, so it must hold nothing
@@ -99,7 +99,8 @@ pub struct Args {
 
 /// Runs the scenarios and prints them.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
-    const NAMES: [&str; 6] = ["append", "append_ids", "drain", "drain_telemetry", "idle_latency", "paused_backlog"];
+    const NAMES: [&str; 7] =
+        ["append", "append_ids", "drain", "drain_telemetry", "idle_latency", "paused_backlog", "triage_shadow"];
     if let Some(unknown) = args.only.iter().find(|name| !NAMES.contains(&name.as_str())) {
         let fix = format!("Use any of {}.", NAMES.join(", "));
         return Err(Failure::new("INVALID_SCENARIO", Exit::Usage, format!("there is no scenario `{unknown}`"), fix));

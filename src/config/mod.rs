@@ -30,8 +30,9 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, OwnTraces,
-    QueueConfig, RuntimesConfig, ServerConfig, SpoolFor, SystemConfig, TelemetryConfig, TraceTrust, WebhookConfig,
+    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, ModelConfig, OtlpProtocol,
+    OwnTraces, QueueConfig, RuntimesConfig, ServerConfig, SpoolFor, SystemConfig, TelemetryConfig, TraceTrust,
+    TriageConfig, TriageDedup, TriageMode, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 pub use webhook_secrets::{SecretRow, Variables, WEBHOOK_SECRETS};
@@ -185,6 +186,10 @@ pub struct Config {
     pub inngest: InngestConfig,
     /// The engine, and the apps that it calls.
     pub functions: FunctionsConfig,
+    /// Triage.
+    pub triage: TriageConfig,
+    /// The model.
+    pub model: ModelConfig,
     /// Where telemetry goes beside the journal.
     pub telemetry: TelemetryConfig,
     /// Runtimes beside this one.
@@ -214,6 +219,8 @@ impl Config {
         let webhook = WebhookConfig::load(&mut loader);
         let inngest = InngestConfig::load(&mut loader);
         let functions = FunctionsConfig::load(&mut loader);
+        let triage = TriageConfig::load(&mut loader);
+        let model = ModelConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
         let runtimes = RuntimesConfig::load(&mut loader);
         let variables = Variables::new(sources, &file);
@@ -237,6 +244,8 @@ impl Config {
             variables,
             inngest,
             functions,
+            triage,
+            model,
             telemetry,
             runtimes,
             pilots,

@@ -13,6 +13,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::fields::{Fields, json_string, object_text};
+use super::triaged;
+pub use super::triaged::Triaged;
 use crate::diagnose::{Diagnose, Exit};
 use crate::streams::append::{self, Appended, DuplicateBy, Durability, NewEvent, Once};
 use crate::streams::entry_id::EntryId;
@@ -22,6 +24,7 @@ use crate::streams::json::{self, JsonObject};
 use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
 use crate::streams::public_id::META_ULID;
+use crate::triage::Triage;
 
 /// The source of an event whose emitter names none.
 pub const DEFAULT_SOURCE: &str = "queue";
@@ -142,6 +145,8 @@ pub struct Accepted {
     pub priority_ignored: bool,
     /// No route wants it: it is kept until one appears.
     pub unrouted: bool,
+    /// What triage had to do with it.
+    pub triage: Triaged,
 }
 
 /// The place of an event in its batch. Shown only where there is more than one.
@@ -305,6 +310,8 @@ impl Diagnose for Error {
 pub struct Admission {
     appender: Arc<dyn Append>,
     routes: Arc<dyn Routes>,
+    triage: Option<Triage>,
+    triage_limit: Option<Duration>,
 }
 
 impl fmt::Debug for Admission {
@@ -317,12 +324,26 @@ impl fmt::Debug for Admission {
 struct Prepared {
     event: NewEvent,
     priority_ignored: bool,
+    /// The family's window, where it may be enforced.
+    window: Option<Duration>,
 }
 
 impl Admission {
     /// Admits through `appender`, with priorities and windows from `routes`.
     pub fn new(appender: Arc<dyn Append>, routes: Arc<dyn Routes>) -> Self {
-        Self { appender, routes }
+        Self { appender, routes, triage: None, triage_limit: None }
+    }
+
+    /// The same, with triage.
+    #[must_use]
+    pub fn with_triage(self, triage: Triage) -> Self {
+        Self { triage: Some(triage), ..self }
+    }
+
+    /// The same for a sender that waits no longer than this for triage.
+    #[must_use]
+    pub fn triaged_within(self, limit: Duration) -> Self {
+        Self { triage_limit: Some(limit), ..self }
     }
 
     /// Admits one event.
@@ -336,21 +357,31 @@ impl Admission {
         let now = chrono::Utc::now().timestamp_millis();
         let of = emits.len();
         let mut events = Vec::with_capacity(of);
-        let mut flags = Vec::with_capacity(of);
+        let (mut flags, mut windows) = (Vec::with_capacity(of), Vec::with_capacity(of));
         for (index, emit) in emits.iter().enumerate() {
-            let Prepared { event, priority_ignored } = self.prepare(emit, Place { index, of }, now)?;
+            let Prepared { event, priority_ignored, window } = self.prepare(emit, Place { index, of }, now)?;
             flags.push((priority_ignored, event.unrouted));
+            windows.push(window);
             events.push(event);
         }
         if events.is_empty() {
             return Ok(Vec::new());
         }
+        let triage = match &self.triage {
+            Some(triage) => {
+                Some((triage, triaged::before(triage, &mut events, &windows, now, self.triage_limit).await))
+            }
+            None => None,
+        };
         let appended = self.appender.append(events).await?;
         if appended.len() != of {
             let detail = format!("{} results for {of} events", appended.len());
             return Err(append::Error::Internal(detail).into());
         }
-        let accepted = appended.into_iter().zip(flags).map(|(appended, (priority_ignored, unrouted))| Accepted {
+        let triaged =
+            triage.map_or_else(|| vec![Triaged::default(); of], |(triage, pending)| pending.after(triage, &appended));
+        let rows = appended.into_iter().zip(flags).zip(triaged);
+        let accepted = rows.map(|((appended, (priority_ignored, unrouted)), triage)| Accepted {
             event_id: appended.event_id,
             stream_id: appended.entry_id,
             priority: appended.lane.priority,
@@ -359,6 +390,7 @@ impl Admission {
             durability: appended.durability,
             priority_ignored,
             unrouted,
+            triage,
         });
         Ok(accepted.collect())
     }
@@ -380,6 +412,7 @@ impl Admission {
         }
         let (priority, priority_ignored) = priority(emit.priority, route.priority, place)?;
         let dedup_key = dedup_key(emit.dedup_key, place)?.or(route.dedup_key);
+        let window = route.dedup_window.filter(|_| !emit.no_dedup);
         let own = event_id(emit.id, place)?;
         let beside = emit.public.filter(|_| own.is_some()).map(|public| json_string(public.ulid));
         let is_public = own.is_none() && emit.public.is_some();
@@ -388,7 +421,8 @@ impl Admission {
             id_is_fresh: is_public && emit.public.is_some_and(|public| !public.is_repeated),
             meta: Some(meta(emit.meta, beside.as_deref(), &source, place)?),
             trace: emit.trace.map(|text| object(text, "trace", place)).transpose()?,
-            dedup_window: if emit.no_dedup { None } else { dedup_key.as_ref().and(route.dedup_window) },
+            dedup_window: dedup_key.as_ref().and(window),
+            dedup_mark: None,
             dedup_key,
             at: at(emit.when, now, place)?,
             unrouted: !route.is_routed,
@@ -400,7 +434,7 @@ impl Admission {
             data,
             priority,
         };
-        Ok(Prepared { event, priority_ignored })
+        Ok(Prepared { event, priority_ignored, window })
     }
 }
 
@@ -488,6 +522,10 @@ fn meta(text: Option<&str>, ulid: Option<&str>, source: &str, place: Place) -> R
         field: "meta",
         reason: json::Error::Syntax(error),
     })?;
+    if let Some((key, _)) = own.iter().find(|(key, _)| key.starts_with("triage")) {
+        let reason = format!("can't hold `{key}`: keys that begin with `triage` are the queue's own");
+        return Err(Error::InvalidField { place, field: "meta", reason });
+    }
     let source = json_string(source);
     let has_source = own.iter().any(|(key, _)| key == "source");
     let members = std::iter::once(VERSION)
@@ -568,6 +606,7 @@ mod tests {
             (Emit { id: Some("a\u{7}b"), ..base.clone() }, "INVALID_EVENT_ID"),
             (Emit { source: Some(&long_source), ..base.clone() }, "INVALID_FIELD"),
             (Emit { dedup_key: Some(&long_key), ..base.clone() }, "INVALID_FIELD"),
+            (Emit { meta: Some(r#"{"triageApplied":true}"#), ..base.clone() }, "INVALID_FIELD"),
             (Emit { when: When::At(-1), ..base.clone() }, "INVALID_FIELD"),
             (Emit { name: "un/routed", strict: true, ..base.clone() }, "UNROUTED"),
         ];

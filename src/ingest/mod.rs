@@ -25,3 +25,4 @@ pub mod request_body;
 pub mod signature;
 pub mod sources;
 pub mod spool;
+mod triaged;

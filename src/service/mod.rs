@@ -36,10 +36,14 @@ use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
 use crate::ingest::spool::Spool;
+use crate::model::{self, Models};
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
+use crate::triage::flags::Flags;
+use crate::triage::rules::RulesHandle;
+use crate::triage::{self, Triage};
 use routes::{AdmissionRoutes, RegistryPlans};
 use senders::Leased;
 
@@ -240,16 +244,24 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         drainer: vitals.is_some(),
         registry_hash: registry.current().hash().to_owned(),
     };
-    let mut served = None;
+    let (mut served, mut triaged) = (None, None);
     let leased = Leased::default();
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
         let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
-        let admission = Admission::new(Arc::new(appender), Arc::new(routes));
+        let (triage, worker) = self::triage(config, &registry, stop.clone());
+        let (worker_bus, worker_stop) = (bus.separate(), stop.clone());
+        tasks.spawn(async move {
+            worker.run(worker_bus, worker_stop).await;
+            Ok(())
+        });
+        triaged = Some(triage.clone());
+        let admission = Admission::new(Arc::new(appender), Arc::new(routes)).with_triage(triage);
+        let for_webhooks = admission.clone().triaged_within(WEBHOOK_TRIAGE_LIMIT);
         let senders = senders::senders(config, &leased)?;
         let spool = spool(config);
         if let Some(spool) = &spool {
-            let draining = spool.clone().drain(admission.clone(), stop.clone());
+            let draining = spool.clone().drain(for_webhooks.clone(), stop.clone());
             tasks.spawn(async move {
                 draining.await;
                 Ok(())
@@ -257,7 +269,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         }
         let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone() };
         telemetry.metrics.know_providers(senders.loaded());
-        let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), beside);
+        let gateway = Gateway::new(gateway_settings(config), senders, for_webhooks, beside);
         served = Some(gateway.clone());
         let keeping = senders::keep(config.clone(), leased.clone(), stop.clone());
         tasks.spawn(async move {
@@ -293,6 +305,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         gateway: served,
         leased,
         metrics: telemetry.metrics.clone(),
+        triage: triaged,
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -370,6 +383,17 @@ pub fn start_telemetry(
     tasks: &mut JoinSet<Result<(), Error>>,
 ) -> Result<(), Error> {
     telemetry::start(config, bus, stop, tasks).map(drop)
+}
+
+/// A webhook's sender gives up after 5 s at the earliest; its append has a deadline of its own behind this.
+const WEBHOOK_TRIAGE_LIMIT: Duration = Duration::from_millis(1_500);
+
+/// Triage of this process, and the worker that has to run for it. `stop` ends every request to a model.
+#[must_use]
+pub fn triage(config: &Config, registry: &RegistryHandle, stop: CancellationToken) -> (Triage, triage::Worker) {
+    let models = Models::new(model::Settings::from_config(config), stop);
+    let rules = RulesHandle::load(config.triage.rules.clone());
+    Triage::new(Flags::from_config(config), registry.clone(), rules, models)
 }
 
 /// What commands that emit use.

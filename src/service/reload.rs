@@ -1,7 +1,7 @@
 //! What may change while a service runs: the env file, secret files, sources of webhooks, the registry.
 //!
-//! Looked at every two seconds and on SIGHUP. Secrets, sources and registry take effect at once; of every other setting the
-//! name is journaled (`config.changed`) and logged, and it takes effect with the next start.
+//! Looked at every two seconds and on SIGHUP. Secrets, sources, registry and the flags of triage take effect at once; of
+//! every other setting the name is journaled (`config.changed`) and logged, and it takes effect with the next start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::records::Fact;
 use crate::telemetry::metrics::Metrics;
+use crate::triage::Triage;
+use crate::triage::flags::Flags;
 
 /// How often the env file is looked at.
 const POLL: Duration = Duration::from_secs(2);
@@ -31,6 +33,7 @@ pub(super) struct Reload {
     pub gateway: Option<Gateway>,
     pub leased: Leased,
     pub metrics: Arc<Metrics>,
+    pub triage: Option<Triage>,
     pub bus: Bus,
 }
 
@@ -41,6 +44,11 @@ impl Reload {
         let Ok(mut hangup) = hangup else { return };
         let stamps = |config: &Config| (stamp(&config.env_file), stamp(&config.webhook.sources_file));
         let mut before = stamps(&self.config);
+        if let Some(triage) = &self.triage {
+            tell_invalid(&self.bus, triage).await;
+        }
+        // What changed between the start and this stamp would never be seen otherwise.
+        self.read_config().await;
         let mut polls: u64 = 0;
         loop {
             tokio::select! {
@@ -78,10 +86,16 @@ impl Reload {
         let changed = config.changed_keys(&self.config);
         self.config = config;
         self.swap_senders();
+        if let Some(triage) =
+            self.triage.as_ref().filter(|_| changed.iter().any(|key| key.starts_with("QUEUE_TRIAGE_")))
+        {
+            triage.replace_flags(Flags::from_config(&self.config));
+            tell_invalid(&self.bus, triage).await;
+        }
         if !changed.is_empty() {
             tracing::warn!(
                 keys = changed.join(","),
-                "settings changed; restart the service for those that are no secrets"
+                "settings changed; restart the service for those that are neither secrets nor QUEUE_TRIAGE_*"
             );
             let fact = Fact::new("queue", "config.changed").with("keys", changed.join(","));
             let _ = self.bus.journal([fact]).await;
@@ -93,6 +107,21 @@ impl Reload {
             senders::swap(&self.config, &self.leased, gateway);
             self.metrics.know_providers(gateway.senders().loaded());
         }
+    }
+}
+
+/// Journals what has no effect in the flags of triage, so that a typo does not pass for a choice.
+async fn tell_invalid(bus: &Bus, triage: &Triage) {
+    let told = triage.flags().ignored(None);
+    let facts = told.into_iter().map(|ignored| {
+        let fact = Fact::new("queue", "config.invalid").warn();
+        fact.with("variable", ignored.variable).with("item", ignored.item).with("why", ignored.why)
+    });
+    let facts: Vec<Fact> = facts.collect();
+    if !facts.is_empty()
+        && let Err(error) = bus.journal(facts).await
+    {
+        tracing::warn!(error = %chain(&error), "ignored flags of triage are not in the journal");
     }
 }
 

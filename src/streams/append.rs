@@ -60,6 +60,8 @@ pub struct NewEvent {
     pub dedup_key: Option<String>,
     /// The family's window for `dedup_key`.
     pub dedup_window: Option<Duration>,
+    /// What is remembered for `dedup_key`, where it isn't the key alone: a model's key counts with the data only.
+    pub dedup_mark: Option<String>,
     /// A delivery that must be appended once within its own window, beside id and dedup key (webhook delivery ids).
     pub once: Option<Once>,
     /// Trace context.
@@ -88,6 +90,7 @@ impl NewEvent {
             priority: Priority::default(),
             dedup_key: None,
             dedup_window: None,
+            dedup_mark: None,
             once: None,
             trace: None,
             triage: None,
@@ -373,7 +376,11 @@ fn encode_one(index: usize, event: NewEvent, own_id: uuid::Uuid, now: i64, limit
     let supplied_id = event.id.is_some() && !event.id_is_fresh;
     let id = event.id.or_else(|| own_id.map(|id| id.to_string())).unwrap_or_default();
     let px = |window: Duration| window.as_millis().max(1);
-    let dedup = event.dedup_key.clone().zip(event.dedup_window).map(|(key, window)| (key, px(window)));
+    let dedup = event
+        .dedup_mark
+        .or_else(|| event.dedup_key.clone())
+        .zip(event.dedup_window)
+        .map(|(key, window)| (key, px(window)));
     let data_hash =
         if supplied_id { hex::encode(&sha2::Sha256::digest(event.data.as_str())[..8]) } else { String::new() };
     let lane = Lane::new(event.name.clone(), event.priority);

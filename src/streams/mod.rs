@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod look;
 pub mod managed;
 pub mod minutes;
+mod model_key;
 pub mod priority;
 pub mod public_id;
 pub mod readers;

@@ -11,6 +11,7 @@ pub mod look;
 pub mod since;
 pub mod stats;
 pub mod tail;
+pub mod triage;
 
 use serde_json::Value;
 
@@ -50,6 +51,8 @@ enum Command {
     Tail(tail::Args),
     /// The events that no handler could take
     Dead(dead::Args),
+    /// Triage: modes, rules, and what a model says
+    Triage(triage::Args),
 }
 
 /// Runs the command.
@@ -61,6 +64,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Ending {
         Command::Control(args) => control::run(args, context).await,
         Command::Fsck(args) => fsck::run(args, context).await,
         Command::Dead(args) => dead::run(args, context).await,
+        Command::Triage(args) => triage::run(args, context).await,
         Command::Tail(args) => return tail::run(args, context).await,
     })
 }

@@ -167,13 +167,67 @@ fn told_of(told: &Window, depth: &Depth, queued: &Sample) -> Value {
     })
 }
 
+/// The counters of `family`, or of all.
+struct Triaged<'a> {
+    told: &'a Window,
+    family: Option<&'a str>,
+}
+
+impl Triaged<'_> {
+    fn ends(&self, what: &str) -> u64 {
+        self.told.count("triage", |of, detail| self.is_meant(of) && detail.split('|').next() == Some(what))
+    }
+
+    fn of(&self, what: &str) -> u64 {
+        self.told.count(what, |of, _| self.is_meant(of))
+    }
+
+    fn is_meant(&self, of: &str) -> bool {
+        self.family.is_none_or(|family| family == of)
+    }
+
+    /// A failure always has its fallback, so it is no end of its own.
+    fn attempts(&self) -> u64 {
+        self.ends("started").max(self.ends("completed") + self.ends("fallback"))
+    }
+
+    /// Share of suggestions that say what sender and registry say.
+    fn agreement(&self) -> Option<f64> {
+        rate(self.of("triage_same_as_static"), self.ends("completed"))
+    }
+}
+
+fn triage_families(told: &Window) -> Vec<Value> {
+    let names: std::collections::BTreeSet<&str> = told.counts("triage").map(|(of, _, _)| of).collect();
+    let mut rows: Vec<(u64, u64, Value)> = names
+        .into_iter()
+        .map(|name| {
+            let of = Triaged { told, family: Some(name) };
+            let (attempts, disagreements) = (of.attempts(), of.of("triage_disagreements"));
+            let row = json!({
+                "name": if name.is_empty() { "unknown" } else { name },
+                "attempts": attempts, "completed": of.ends("completed"), "failed": of.ends("failed"),
+                "fallbacks": of.ends("fallback"), "disagreements": disagreements,
+                "appliedChanges": of.of("triage_applied"), "suggestedNotApplied": of.of("triage_not_applied"),
+                "routeMismatches": of.of("triage_route_mismatches"),
+                "enforceChanges": of.of("triage_enforced"), "agreement": of.agreement(),
+            });
+            (attempts, disagreements, row)
+        })
+        .filter(|(attempts, ..)| *attempts > 0)
+        .collect();
+    // By name already; the sort keeps that order among equals.
+    rows.sort_by_key(|(attempts, disagreements, _)| std::cmp::Reverse((*attempts, *disagreements)));
+    rows.into_iter().map(|(.., row)| row).collect()
+}
+
 fn triage(told: &Window) -> Value {
-    let of = |what: &'static str| told.count("triage", move |_, detail| detail.split('|').next() == Some(what));
-    let (completed, failed, fallbacks) = (of("completed"), of("failed"), of("fallback"));
-    let all = |what: &str| told.count(what, |_, _| true);
+    let all_of = Triaged { told, family: None };
+    let (completed, failed, fallbacks) = (all_of.ends("completed"), all_of.ends("failed"), all_of.ends("fallback"));
+    let all = |what: &str| all_of.of(what);
     let terminal = completed + fallbacks;
     json!({
-        "attempts": of("started").max(terminal + failed),
+        "attempts": all_of.attempts(),
         "completed": completed, "failed": failed, "fallbacks": fallbacks, "terminal": terminal,
         "successRate": rate(completed, terminal),
         "disagreements": all("triage_disagreements"),
@@ -182,7 +236,9 @@ fn triage(told: &Window) -> Value {
         "routeMismatches": all("triage_route_mismatches"),
         "fallbackByReason": ranked(by_detail(told, "triage_fallback"), "reason"),
         "latencyMs": told.summary(kind::TRIAGE, |_| true),
-        "families": ranked(by_family(told.counts("triage").filter(|(_, detail, _)| !detail.starts_with("started"))), "name"),
+        "families": triage_families(told),
+        "enforceChanges": all("triage_enforced"),
+        "agreement": all_of.agreement(),
         "recentMismatchSamples": recent(told, told.state.mismatches.iter(), "routeCheck"),
         "recentFallbacks": recent(told, told.state.fallbacks.iter(), "reason"),
     })

@@ -13,11 +13,17 @@ pub(super) struct Evaluation<'a> {
     scope: &'a Scope<'a>,
     locals: Vec<(String, Val<'a>)>,
     steps: u32,
+    /// Names are the event's own fields.
+    is_of_envelope: bool,
 }
 
 impl<'a> Evaluation<'a> {
     pub const fn new(scope: &'a Scope<'a>) -> Self {
-        Self { scope, locals: Vec::new(), steps: 0 }
+        Self { scope, locals: Vec::new(), steps: 0, is_of_envelope: false }
+    }
+
+    pub fn of_envelope(scope: &'a Scope<'a>) -> Self {
+        Self { is_of_envelope: true, ..Self::new(scope) }
     }
 
     pub fn value(&mut self, node: &'a Node) -> Result<Val<'a>, EvalError> {
@@ -53,6 +59,9 @@ impl<'a> Evaluation<'a> {
             return Ok(value.clone());
         }
         let root = |value: Option<&'a Value>| Ok(value.map_or(Val::Missing, Val::borrowed));
+        if self.is_of_envelope {
+            return root(self.scope.event.and_then(|envelope| envelope.get(name)));
+        }
         match name {
             "event" => root(self.scope.event),
             "async" => root(self.scope.async_event),

@@ -49,7 +49,12 @@ pub enum Roots {
     Event,
     /// `event`, and `async`: the arriving event.
     EventAndAsync,
+    /// The fields of an envelope, by their own names ([`ENVELOPE`]).
+    Envelope,
 }
+
+/// What [`Roots::Envelope`] knows.
+pub const ENVELOPE: [&str; 7] = ["name", "source", "ts", "data", "priority", "dedupKey", "meta"];
 
 /// What an expression looks at.
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +131,21 @@ impl Expr {
             None => Ok(false),
             Some(other) => Err(EvalError(format!("the condition is {}, not true or false", values::kind(other)))),
         }
+    }
+
+    /// With [`Roots::Envelope`]: whether it holds for an envelope.
+    pub fn holds_for(&self, envelope: &Value) -> Result<bool, EvalError> {
+        match self.value_for(envelope)? {
+            Value::Bool(holds) => Ok(holds),
+            Value::Null => Ok(false),
+            other => Err(EvalError(format!("the condition is {}, not true or false", values::kind(&other)))),
+        }
+    }
+
+    /// With [`Roots::Envelope`]: its value for an envelope.
+    pub fn value_for(&self, envelope: &Value) -> Result<Value, EvalError> {
+        let scope = Scope { event: Some(envelope), async_event: None, now_ms: 0 };
+        Ok(Evaluation::of_envelope(&scope).value(&self.root)?.into_value())
     }
 
     /// For flow control: its value as text.

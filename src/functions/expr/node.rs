@@ -7,7 +7,7 @@ use cel::common::ast::{EntryExpr, Expr as Ast, IdedExpr, LiteralValue, operators
 use serde_json::Value;
 
 use super::functions::is_function;
-use super::{ExprError, MAX_DEPTH, Roots};
+use super::{ENVELOPE, ExprError, MAX_DEPTH, Roots};
 
 /// One node.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,7 +133,11 @@ impl Node {
         match self {
             Self::Literal(_) => Ok(()),
             Self::Name(name) => {
-                let is_root = name == "event" || name == "vars" || (name == "async" && roots == Roots::EventAndAsync);
+                let is_root = match roots {
+                    Roots::Envelope => ENVELOPE.contains(&name.as_str()),
+                    Roots::Event => matches!(name.as_str(), "event" | "vars"),
+                    Roots::EventAndAsync => matches!(name.as_str(), "event" | "vars" | "async"),
+                };
                 if is_root || locals.contains(name) {
                     return Ok(());
                 }

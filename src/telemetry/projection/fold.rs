@@ -527,19 +527,26 @@ fn take_triage(
     if outcome == "fallback" {
         let reason = text("fallbackReason");
         table.count(format!("triage_fallback|{family}|{reason}"), 1);
-        remember(state.is_past, &mut state.fallbacks, recent(reason, None));
+        let keys = ["family", "mode", "finalPriority", "routeCheck", "latencyMs"];
+        let detail = keys.into_iter().map(|key| (key.to_owned(), value(key).cloned().unwrap_or_default()));
+        remember(state.is_past, &mut state.fallbacks, recent(reason, Some(Value::Object(detail.collect()))));
     }
     if outcome == "completed" {
         let differs = |a: &str, b: &str| value(a).is_some() && value(a) != value(b);
         let is_mismatch = text("routeCheck") == "mismatch";
         let priority = differs("suggestedPriority", "finalPriority");
         let dedup = differs("suggestedDedupKey", "finalDedupKey");
+        let base_priority = differs("suggestedPriority", "baselinePriority");
+        let base_dedup = differs("suggestedDedupKey", "baselineDedupKey");
         let is_applied = value("applied").and_then(Value::as_bool) == Some(true);
         for (is_so, what) in [
             (priority || dedup || is_mismatch, "disagreements"),
             (!(priority || dedup || is_mismatch), "agreements"),
             (is_applied, "applied"),
-            (!is_applied && (priority || dedup), "not_applied"),
+            (!is_applied && (priority || dedup || is_mismatch), "not_applied"),
+            // In enforce suggested is final: what triage did shows only against the static values.
+            (is_applied && text("mode") == "enforce", "enforced"),
+            (!base_priority && !base_dedup, "same_as_static"),
             (is_mismatch, "route_mismatches"),
         ] {
             if is_so {
@@ -547,7 +554,16 @@ fn take_triage(
             }
         }
         if priority || dedup || is_mismatch {
-            let keys = ["suggestedPriority", "finalPriority", "suggestedDedupKey", "finalDedupKey", "routeCheck"];
+            let keys = [
+                "family",
+                "mode",
+                "suggestedPriority",
+                "finalPriority",
+                "suggestedDedupKey",
+                "finalDedupKey",
+                "routeCheck",
+                "applied",
+            ];
             let detail = keys.into_iter().map(|key| (key.to_owned(), value(key).cloned().unwrap_or_default()));
             remember(
                 state.is_past,
@@ -556,7 +572,8 @@ fn take_triage(
             );
         }
     }
-    if outcome != "started"
+    // A failure is followed by its fallback, which has the same time.
+    if matches!(outcome, "completed" | "fallback")
         && let Some(took) = took
     {
         table.record(kind::TRIAGE, family, took);

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, FixedOffset};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Param, Report};
 use super::super::super::render::Human;
-use super::super::{bus_to_change, is_inngest_served, redis_of, registry};
+use super::super::{bus_to_change, is_inngest_served, redis_of, registry, triage};
 use crate::config::units::duration_arg;
 use crate::diagnose::{Diagnose as _, Exit, chain};
 use crate::ingest::admission::{Accepted, Admission, AskedPriority, Emit, Error, When};
@@ -19,6 +20,7 @@ use crate::ingest::fields::Fields;
 use crate::service;
 use crate::streams::append::{self, DuplicateBy};
 use crate::streams::bus::Bus;
+use crate::triage::Worker;
 
 /// Lines appended together.
 const BATCH: usize = 200;
@@ -66,6 +68,9 @@ pub struct Args {
     /// Keep the dedup key without enforcing it
     #[arg(long)]
     no_dedup: bool,
+    /// In triage mode shadow: stay until the decision is in the journal, instead of leaving it to another process
+    #[arg(long, conflicts_with = "bulk")]
+    wait_triage: bool,
     /// Keys of your own, a JSON object
     #[arg(long, value_name = "JSON")]
     meta: Option<String>,
@@ -84,11 +89,19 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let registry = registry(context)?;
     let bus = bus_to_change(context).await?;
+    let (triage, mut worker) = service::triage(&context.config, &registry, CancellationToken::new());
     let admission = service::admission(&context.config, &bus, &registry, is_inngest_served(context)).await;
-    match &args.bulk {
-        Some(path) => bulk(args, path, &bus, &admission, context).await,
+    let admission = admission.with_triage(triage);
+    let report = match &args.bulk {
+        Some(path) => bulk(args, path, &bus, &admission, &mut worker, context).await,
         None => one(args, &bus, &admission, context).await,
+    };
+    if args.wait_triage {
+        worker.work_off(&bus).await;
+    } else {
+        triage::hand_over(worker.finish(&bus).await, context).await;
     }
+    report
 }
 
 fn emit_of<'a>(args: &'a Args, data: &'a str) -> Emit<'a> {
@@ -127,10 +140,11 @@ async fn one(args: &Args, bus: &Bus, admission: &Admission, context: &Context) -
         "priority": accepted.priority,
         "priorityLabel": accepted.priority.label(),
         "event": family,
-        "triageMode": "off",
+        "triageMode": accepted.triage.mode,
         "durability": accepted.durability,
         "redis": redis_of(bus, context).await,
     });
+    triage::told(&mut result, &accepted.triage, args.wait_triage && accepted.duplicate.is_none());
     if let Some(duplicate) = accepted.duplicate {
         result["duplicate"] = json!(duplicate);
     }
@@ -303,7 +317,14 @@ impl Counts {
     }
 }
 
-async fn bulk(args: &Args, path: &str, bus: &Bus, admission: &Admission, context: &Context) -> Result<Report, Failure> {
+async fn bulk(
+    args: &Args,
+    path: &str,
+    bus: &Bus,
+    admission: &Admission,
+    triage: &mut Worker,
+    context: &Context,
+) -> Result<Report, Failure> {
     let (reader, size) = open(path)?;
     let progress = progress(size, context);
     let mut counts = Counts { next_line: args.from_line, ..Counts::default() };
@@ -338,6 +359,7 @@ async fn bulk(args: &Args, path: &str, bus: &Bus, admission: &Admission, context
             progress.finish_and_clear();
             broken_off(error, &counts, path)
         })?;
+        triage.flush(bus).await;
         progress.inc(if size.is_some() {
             read
         } else {

@@ -54,6 +54,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     }
     result["nextRetryAt"] = json!(inspection.next_retry_ms.and_then(iso));
     result["history"] = history.entries.iter().map(|entry| entry.to_json()).collect();
+    let decided = |action: &str| matches!(action, "queue.triage.completed" | "queue.triage.fallback");
+    if let Some(entry) = history.entries.iter().rev().find(|entry| decided(&entry.fact.action)) {
+        result["triage"] = entry.fact.metadata.clone().into();
+    }
     result["historyCut"] = history.cut.into();
     result["redis"] = redis_of(&bus, context).await;
 
