@@ -29,8 +29,9 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, QueueConfig,
-    RuntimesConfig, ServerConfig, SystemConfig, TelemetryConfig, WebhookConfig,
+    Breakthrough, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks,
+    ObserverConfig, ObserverMode, OtlpProtocol, QueueConfig, RuntimesConfig, ServerConfig, SystemConfig,
+    TelemetryConfig, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 
@@ -179,6 +180,8 @@ pub struct Config {
     pub inngest: InngestConfig,
     /// The engine, and the apps that it calls.
     pub functions: FunctionsConfig,
+    /// What holds families while their downstream is away.
+    pub observer: ObserverConfig,
     /// Where telemetry goes beside the journal.
     pub telemetry: TelemetryConfig,
     /// Runtimes beside this one.
@@ -208,6 +211,7 @@ impl Config {
         let webhook = WebhookConfig::load(&mut loader);
         let inngest = InngestConfig::load(&mut loader);
         let functions = FunctionsConfig::load(&mut loader);
+        let observer = ObserverConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
         let runtimes = RuntimesConfig::load(&mut loader);
         let declare::Loader { effective, warnings: refused, .. } = loader;
@@ -227,6 +231,7 @@ impl Config {
             webhook,
             inngest,
             functions,
+            observer,
             telemetry,
             runtimes,
             pilots,

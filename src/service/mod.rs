@@ -34,6 +34,9 @@ use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
 use crate::ingest::signature::Secrets;
+use crate::observer::controller::Observer;
+use crate::observer::flags::Policy;
+use crate::observer::report::Reporter;
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
@@ -177,6 +180,16 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         Engine::new(bus.clone(), functions.clone(), appender.clone(), settings, stop.clone()).map_err(Error::Task)?;
     if role.drainer {
         let running = function_metrics::run(telemetry.metrics.clone(), engine.clone(), stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
+    }
+    if role.drainer {
+        let reporter = Reporter::new(config, bus.clone(), appender.clone());
+        let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), None)
+            .with_probe(config.drainer.is_breaker_enabled);
+        let running = observer.run(stop.clone());
         tasks.spawn(async move {
             running.await;
             Ok(())
