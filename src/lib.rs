@@ -10,6 +10,7 @@ pub mod diagnose;
 pub mod drainer;
 pub mod functions;
 pub mod ingest;
+pub mod model;
 pub mod moment;
 pub mod observer;
 pub mod registry;

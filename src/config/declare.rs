@@ -261,6 +261,14 @@ pub fn list() -> Kind<Vec<String>> {
     Kind { takes_blank: true, ..Kind::new("comma list", split) }
 }
 
+/// A program and its arguments, as a JSON array: no shell ever splits it.
+pub fn argv() -> Kind<Vec<String>> {
+    Kind::new("JSON array of a program and its arguments", |text| {
+        let argv: Vec<String> = serde_json::from_str(text).ok()?;
+        argv.first().is_some_and(|program| !program.trim().is_empty()).then_some(argv)
+    })
+}
+
 /// Comma-separated address ranges; one bad range refuses the list, because half of it would be a surprise.
 pub fn cidrs() -> Kind<Vec<Cidr>> {
     let split = |text: &str| text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Cidr::parse).collect();

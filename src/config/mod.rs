@@ -29,9 +29,9 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    Breakthrough, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks,
+    Breakthrough, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, ModelConfig,
     ObserverConfig, ObserverMode, OtlpProtocol, QueueConfig, RuntimesConfig, ServerConfig, SystemConfig,
-    TelemetryConfig, WebhookConfig,
+    TelemetryConfig, TriageConfig, TriageDedup, TriageMode, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 
@@ -182,6 +182,10 @@ pub struct Config {
     pub functions: FunctionsConfig,
     /// What holds families while their downstream is away.
     pub observer: ObserverConfig,
+    /// Triage.
+    pub triage: TriageConfig,
+    /// The model.
+    pub model: ModelConfig,
     /// Where telemetry goes beside the journal.
     pub telemetry: TelemetryConfig,
     /// Runtimes beside this one.
@@ -212,6 +216,8 @@ impl Config {
         let inngest = InngestConfig::load(&mut loader);
         let functions = FunctionsConfig::load(&mut loader);
         let observer = ObserverConfig::load(&mut loader);
+        let triage = TriageConfig::load(&mut loader);
+        let model = ModelConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
         let runtimes = RuntimesConfig::load(&mut loader);
         let declare::Loader { effective, warnings: refused, .. } = loader;
@@ -232,6 +238,8 @@ impl Config {
             inngest,
             functions,
             observer,
+            triage,
+            model,
             telemetry,
             runtimes,
             pilots,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::declare::{
-    bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, list, memory_budget, ms, optional, path, seconds,
-    secret, settings, share, span, span_or_off, text, words,
+    argv, bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, list, memory_budget, ms, optional, path,
+    seconds, secret, settings, share, span, span_or_off, text, words,
 };
 use super::units::{Cidr, MemoryBudget};
 
@@ -22,6 +22,34 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 const DATA_DIR: &str =
     if cfg!(target_os = "macos") { "~/Library/Application Support/system-bus" } else { "~/.local/share/system-bus" };
+
+/// No tools, no session: the model reads untrusted payloads.
+const MODEL_COMMAND: &str = r#"["pi","-p","--no-session","--mode","json","--no-extensions","--no-tools","--models","{model}","--system-prompt","{system}"]"#;
+
+/// What triage may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TriageMode {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Decide beside admission, change nothing.
+    Shadow,
+    /// Shape priority and dedup key.
+    Enforce,
+}
+
+/// What a dedup key that a model made may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TriageDedup {
+    /// Suppress an event whose data is the same as the first one's.
+    #[default]
+    Verify,
+    /// Suppress on the key alone.
+    Trust,
+    /// Nothing: it is recorded.
+    Off,
+}
 
 /// How families of one priority share the drainer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -307,6 +335,42 @@ settings! {
         minute_retention: Duration = span(), "OTEL_HDR_MINUTE_RETENTION", default "7d";
         /// Bytes of the journal above which retention no longer waits for a sink that stands still.
         trim_force_bytes: u64 = bytes(1 << 20..=1 << 50), "OTEL_TRIM_FORCE_BYTES", default "1GiB";
+    }
+
+    /// Triage: what an event's priority and dedup key should be, beside what sender and registry say.
+    pub struct TriageConfig in "triage" {
+        /// What triage may do; per family it is clamped further.
+        mode: TriageMode = choice(&[("off", TriageMode::Off), ("shadow", TriageMode::Shadow), ("enforce", TriageMode::Enforce)]), "QUEUE_TRIAGE_MODE", default "off";
+        /// Families that take part: event names, or discovery, content, subscriptions, github. Blank: all of these.
+        families: Vec<String> = words(), "QUEUE_TRIAGE_FAMILIES", default "";
+        /// Families that enforce already in mode shadow: discovery, github, or their event names. Others are ignored.
+        enforce_families: Vec<String> = words(), "QUEUE_TRIAGE_ENFORCE_FAMILIES", default "";
+        /// Who is asked, in order: rules, command, openai, anthropic, or none.
+        providers: Vec<String> = words(), "QUEUE_TRIAGE_PROVIDER", default "rules,command";
+        /// The model they are asked for.
+        model: String = text(), "QUEUE_TRIAGE_MODEL", default "anthropic/claude-haiku-4-5";
+        /// One deadline for the whole chain. Unset: 45000 in shadow, 2000 in enforce, where an append waits for it.
+        timeout: Option<Duration> = optional(ms(50..=600_000)), "QUEUE_TRIAGE_TIMEOUT_MS", default "";
+        /// What a dedup key that a model made may do: suppress equal data only, suppress on the key alone, or nothing.
+        dedup: TriageDedup = choice(&[("verify", TriageDedup::Verify), ("trust", TriageDedup::Trust), ("off", TriageDedup::Off)]), "QUEUE_TRIAGE_DEDUP", default "verify";
+        /// The deterministic rules; relative to the env file. A change is picked up without a restart.
+        rules: PathBuf = path(), "QUEUE_TRIAGE_RULES", default "triage.toml";
+    }
+
+    /// The model that triage and the observer may ask. Without one, rules decide and nothing waits.
+    pub struct ModelConfig in "model" {
+        /// Requests in flight in one process; with more than one, a slot is kept for the observer.
+        concurrency: usize = count(1..=64), "SYSTEM_BUS_MODEL_CONCURRENCY", default "2";
+        /// The program that the provider `command` runs, as a JSON array. `{model}` and `{system}` are filled in; the prompt is on its stdin.
+        command: Vec<String> = argv(), "SYSTEM_BUS_MODEL_COMMAND", default MODEL_COMMAND;
+        /// The endpoint of the providers `openai` (up to and with `/v1`) and `anthropic` (without it). Unset: the vendor's.
+        base_url: Option<String> = optional(http_url()), "SYSTEM_BUS_MODEL_BASE_URL", default "";
+        /// The key of that endpoint.
+        api_key: Option<SecretString> = optional(secret()), "SYSTEM_BUS_MODEL_API_KEY", default "";
+        /// The same from a file; wins over the others.
+        api_key_file: Option<PathBuf> = optional(path()), "SYSTEM_BUS_MODEL_API_KEY_FILE", default "";
+        /// The same from what a program prints, as a JSON array; wins over SYSTEM_BUS_MODEL_API_KEY.
+        api_key_command: Option<Vec<String>> = optional(argv()), "SYSTEM_BUS_MODEL_API_KEY_COMMAND", default "";
     }
 
     /// Runtimes beside this one that `joelclaw jobs status` looks at. Unset: not looked at.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::actions::{Action, LEAST_TTL_MS, MOST_TTL_MS, Severity};
 use super::findings::{Findings, Pressure};
 use super::snapshot::{Downstream, OTHER, Snapshot};
+use crate::model::answer::json_of;
 
 /// Actions of one answer.
 pub const MOST_ACTIONS: usize = 8;
@@ -42,32 +43,10 @@ pub struct Accepted {
 
 /// Reads an answer about `snapshot`.
 pub fn read(text: &str, snapshot: &Snapshot) -> Result<Accepted, Refused> {
-    let value = bare_json(text).ok_or(Refused::InvalidJson)?;
+    let value = json_of(text).map_err(|_| Refused::InvalidJson)?;
     let accepted = shape(value).map_err(Refused::Schema)?;
     check(&accepted.actions, snapshot)?;
     Ok(accepted)
-}
-
-/// The JSON that the whole text is, or the inside of the one fence that the whole text is.
-#[must_use]
-pub fn bare_json(text: &str) -> Option<Value> {
-    let text = text.trim();
-    let value = fenced(text)
-        .and_then(|inside| serde_json::from_str::<Value>(inside).ok())
-        .or_else(|| serde_json::from_str(text).ok())?;
-    let is_nothing = match &value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    };
-    (!is_nothing).then_some(value)
-}
-
-fn fenced(text: &str) -> Option<&str> {
-    let inside = text.strip_prefix("```")?.strip_suffix("```")?;
-    let label = inside.get(..4).filter(|label| label.eq_ignore_ascii_case("json"));
-    Some(inside.get(label.map_or(0, str::len)..)?.trim())
 }
 
 fn shape(value: Value) -> Result<Accepted, String> {

@@ -8,10 +8,8 @@
 //! | report | an event for the gateway | told once more at most, or not at all |
 //! | end | the lease is given back | nothing open |
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -25,6 +23,7 @@ use super::snapshot::Snapshot;
 use super::{gates, gather, prompt};
 use crate::config::ObserverMode;
 use crate::diagnose::chain;
+use crate::model::{self, Answer, Caller, Models, Request};
 use crate::moment::iso;
 use crate::streams::bus::Bus;
 use crate::streams::control_observer::{ACTOR, Application, Applied, Bounds, Claim};
@@ -41,19 +40,13 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// A snapshot may be older than the model's time by this.
 const SNAPSHOT_MS: u64 = 30_000;
 
-/// Asks a model. The answer comes before the deadline, or is `timeout`.
-pub trait Ask: Send + Sync {
-    /// Asks the provider of this name.
-    fn ask<'a>(&'a self, provider: &'a str, question: &'a prompt::Question, deadline: Instant) -> BoxFuture<'a, Reply>;
-}
-
 /// The observer of one process.
 #[derive(Clone)]
 pub struct Observer {
     bus: Bus,
     policy: Policy,
     reporter: Option<Reporter>,
-    ask: Option<Arc<dyn Ask>>,
+    models: Option<Models>,
     owner: String,
     with_probe: bool,
 }
@@ -67,6 +60,19 @@ pub struct Look {
     pub decision: Decision,
 }
 
+fn reply_of(answer: Result<Answer, model::Error>) -> Reply {
+    match answer {
+        Ok(answer) => Reply::Text { text: answer.text, model: Some(answer.model), detail: answer.detail },
+        Err(error) => {
+            let reason = match error.reason() {
+                "timeout" => FallbackReason::Timeout,
+                _ => FallbackReason::ModelError,
+            };
+            Reply::Failed { reason, detail: error.detail() }
+        }
+    }
+}
+
 enum Ended {
     Done(Box<Value>),
     Lost,
@@ -75,9 +81,9 @@ enum Ended {
 impl Observer {
     /// An observer that can look. With a reporter it may also tell; see [`Observer::run`].
     #[must_use]
-    pub fn new(bus: Bus, policy: Policy, reporter: Option<Reporter>, ask: Option<Arc<dyn Ask>>) -> Self {
+    pub fn new(bus: Bus, policy: Policy, reporter: Option<Reporter>, models: Option<Models>) -> Self {
         let owner = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7());
-        Self { bus, policy, reporter, ask, owner, with_probe: true }
+        Self { bus, policy, reporter, models, owner, with_probe: true }
     }
 
     /// Whether a resumed family is tried with one event first.
@@ -113,7 +119,7 @@ impl Observer {
         if self.policy.mode == ObserverMode::Off {
             return Ok(self.disabled(Trigger::Cron));
         }
-        let claim = self.bus.claim_observer(&self.owner, LEASE, self.policy.interval).await?;
+        let claim = self.bus.claim_observer(&self.owner, LEASE, self.policy.interval, Duration::ZERO).await?;
         let (token, now_ms, last_ms, open) = match claim {
             Claim::Run { token, now_ms, last_ms, open } => (token, now_ms, last_ms, open),
             Claim::Early { next_ms, last_ms } => return Ok(self.skipped(Some((last_ms, next_ms)))),
@@ -135,7 +141,10 @@ impl Observer {
         };
         match ended {
             Ok(Ended::Done(result)) => {
-                self.bus.end_observer(&token, None, Some(&result)).await?;
+                // Counted from the end of a pass that paused something, so that its pause is old enough for the next.
+                let acted = result["appliedCount"].as_u64().unwrap_or(0) > 0;
+                let last_run = if acted { Some(self.bus.now_ms().await?) } else { None };
+                self.bus.end_observer(&token, last_run, Some(&result)).await?;
                 Ok(*result)
             }
             Ok(Ended::Lost) => Ok(self.skipped(None)),
@@ -219,18 +228,18 @@ impl Observer {
                 Step::Decided(decision) => return *decision,
                 Step::Ask { at } => at,
             };
-            let reply = match (&self.ask, self.policy.providers.get(at)) {
-                (Some(ask), Some(Provider::Model(name))) if deadline > Instant::now() => {
-                    let question = prompt::question(snapshot, &self.policy);
-                    let asked = ask.ask(name, &question, deadline);
-                    // The provider keeps the deadline itself; this is for one that does not.
-                    match tokio::time::timeout_at(deadline + Duration::from_secs(3), asked).await {
-                        Ok(reply) => reply,
-                        Err(_) => Reply::Failed { reason: FallbackReason::Timeout, detail: "no answer".into() },
-                    }
+            let reply = match (&self.models, self.policy.providers.get(at)) {
+                (Some(models), Some(Provider::Model(provider))) => {
+                    let request = Request {
+                        caller: Caller::Observer,
+                        chain: &[*provider],
+                        model: &self.policy.model,
+                        prompt: &prompt::question(snapshot, &self.policy),
+                        deadline,
+                    };
+                    reply_of(models.ask(request).await)
                 }
-                (Some(_), _) => Reply::Failed { reason: FallbackReason::Timeout, detail: "no time left".into() },
-                (None, _) => Reply::Failed { reason: FallbackReason::ModelError, detail: "no_provider".into() },
+                _ => Reply::Failed { reason: FallbackReason::ModelError, detail: "no_provider".into() },
             };
             step = decide::resume(at, &reply, snapshot, &self.policy, trigger);
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Config, ObserverMode};
+use crate::model;
 use crate::registry::ALIASES;
 
 /// The families that automatic pauses are for at all; nothing in a configuration can widen it.
@@ -40,8 +41,8 @@ impl Trigger {
 pub enum Provider {
     /// The deterministic policy.
     Rules,
-    /// A model, by the name of its provider: `command`, `openai`, `anthropic`.
-    Model(String),
+    /// A model.
+    Model(model::Provider),
     /// Nobody: every question ends in `model_error`.
     None,
 }
@@ -169,10 +170,10 @@ pub fn interval_seconds(text: &str) -> u64 {
 pub fn providers(words: &[String]) -> Vec<Provider> {
     let chain: Vec<Provider> = words
         .iter()
-        .filter_map(|word| match word.as_str() {
-            "rules" => Some(Provider::Rules),
-            "command" | "openai" | "anthropic" => Some(Provider::Model(word.clone())),
-            _ => None,
+        .filter_map(|word| match model::Provider::parse(word)? {
+            model::Provider::Rules => Some(Provider::Rules),
+            model::Provider::None => None,
+            other => Some(Provider::Model(other)),
         })
         .collect();
     if chain.is_empty() { vec![Provider::None] } else { chain }
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_chain_keeps_its_order() {
-        let model = |name: &str| Provider::Model(name.into());
+        let model = |name: &str| Provider::Model(model::Provider::parse(name).unwrap());
         assert_eq!(providers(&list("rules,command")), [Provider::Rules, model("command")]);
         assert_eq!(providers(&list("openai,rules")), [model("openai"), Provider::Rules]);
         assert_eq!(providers(&list("none")), [Provider::None]);

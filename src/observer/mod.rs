@@ -12,6 +12,7 @@
 //! | [`decide`], [`rules`], [`answer`] | what to do: short circuits, rules, a model's answer. Pure |
 //! | [`controller`], [`gather`], [`report`] | one pass: claims it, reads, applies, tells |
 //! | [`prompt`] | the question to a model |
+//! | [`lab`] | the same policy on virtual time, through outages |
 //! | [`gates`] | what may be applied. Pure; `observe_apply.lua` judges the same again |
 //!
 //! # Invariants
@@ -28,6 +29,7 @@ pub mod findings;
 pub mod flags;
 pub mod gates;
 pub mod gather;
+pub mod lab;
 pub mod prompt;
 pub mod report;
 pub mod rules;

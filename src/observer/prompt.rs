@@ -2,15 +2,7 @@
 
 use super::flags::Policy;
 use super::snapshot::Snapshot;
-
-/// What a model is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    /// The rules of the answer.
-    pub system: String,
-    /// The case.
-    pub user: String,
-}
+use crate::model::Prompt;
 
 const SYSTEM: &str = r#"You are the bounded observer of an event queue. Deterministic code built the snapshot you are given; you judge it and suggest actions. You run nothing.
 
@@ -33,7 +25,7 @@ Use noop when nothing is needed."#;
 
 /// The question about a snapshot.
 #[must_use]
-pub fn question(snapshot: &Snapshot, policy: &Policy) -> Question {
+pub fn question(snapshot: &Snapshot, policy: &Policy) -> Prompt {
     let auto = if policy.auto.is_empty() { "none".to_owned() } else { policy.auto.join(", ") };
     // Reasons and names come from outside: a fence that nobody can guess keeps them data.
     let fence = format!("{:032x}", rand::random::<u128>());
@@ -44,5 +36,5 @@ pub fn question(snapshot: &Snapshot, policy: &Policy) -> Question {
         policy.mode.as_str(),
         snapshot.snapshot_id,
     );
-    Question { system: SYSTEM.to_owned(), user }
+    Prompt { system: SYSTEM.to_owned(), user }
 }

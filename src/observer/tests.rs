@@ -177,7 +177,7 @@ fn the_worked_examples_hold() {
         let trigger = serde_json::from_value(case.get("trigger").cloned().unwrap_or(json!("cron"))).unwrap();
         let auto: Vec<&str> = case["auto"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let reply = answer_of(case);
-        let command = Provider::Model("command".into());
+        let command = Provider::Model(crate::model::Provider::Command);
         let chain = match (&reply, case["behind"].as_bool()) {
             (None, _) => vec![Provider::Rules],
             (Some(_), Some(true)) => vec![Provider::Rules, command],
@@ -238,24 +238,6 @@ fn an_action_on_the_rest_is_unsafe() {
     let text = json!({ "findings": { "queuePressure": "healthy", "downstreamState": "healthy", "summary": "s" },
         "actions": [{ "kind": "pause_family", "family": OTHER, "ttlMs": 60_000, "reason": "x" }] });
     assert!(matches!(answer::read(&text.to_string(), &made), Err(answer::Refused::Unsafe(_))));
-}
-
-#[test]
-fn json_is_bare_or_in_one_fence() {
-    for (text, is_json) in [
-        (r#"{"a":1}"#, true),
-        ("```json\n{\"a\":1}\n```", true),
-        ("```JSON\n{\"a\":1}\n```", true),
-        ("```\n{\"a\":1}\n```", true),
-        ("```json\n{}\n```\n```json\n{}\n```", false),
-        ("Sure: {\"a\":1}", false),
-        ("null", false),
-        ("0", false),
-        ("\"\"", false),
-        ("[]", true),
-    ] {
-        assert_eq!(answer::bare_json(text).is_some(), is_json, "{text}");
-    }
 }
 
 #[test]

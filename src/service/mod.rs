@@ -34,6 +34,7 @@ use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Gateway, GatewaySettings, SecretTable};
 use crate::ingest::signature::Secrets;
+use crate::model::{self, Models};
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
 use crate::observer::report::Reporter;
@@ -187,7 +188,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     }
     if role.drainer {
         let reporter = Reporter::new(config, bus.clone(), appender.clone());
-        let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), None)
+        let models = Models::new(model::Settings::from_config(config), stop.clone());
+        let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), Some(models))
             .with_probe(config.drainer.is_breaker_enabled);
         let running = observer.run(stop.clone());
         tasks.spawn(async move {

@@ -136,9 +136,16 @@ pub struct Gateway {
 }
 
 impl Bus {
-    /// Asks for the next pass.
-    pub async fn claim_observer(&self, owner: &str, lease: Duration, interval: Duration) -> Result<Claim, Error> {
-        let call = self.observer_call("claim").arg(owner).number(lease.as_millis()).number(interval.as_millis());
+    /// Asks for the next pass. `early` before its time counts as on time.
+    pub async fn claim_observer(
+        &self,
+        owner: &str,
+        lease: Duration,
+        interval: Duration,
+        early: Duration,
+    ) -> Result<Claim, Error> {
+        let call = self.observer_call("claim").arg(owner).number(lease.as_millis());
+        let call = call.number(interval.as_millis()).number(early.as_millis());
         let reply: Vec<String> = self.redis.run(call).await?;
         let bad = || Error::Reply { command: "observer.lua", detail: reply.join(" ") };
         let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
@@ -168,12 +175,12 @@ impl Bus {
         Ok(if reply.first().is_some_and(|word| word == "ok") { Ok(()) } else { Err(Lost) })
     }
 
-    /// Ends a pass. `put_back` is the last run to restore, so that a failed pass costs no cadence.
-    pub async fn end_observer(&self, token: &str, put_back: Option<u64>, result: Option<&Value>) -> Result<(), Error> {
+    /// Ends a pass. `last_run` moves the cadence: back for a pass that failed, on for one that took its time.
+    pub async fn end_observer(&self, token: &str, last_run: Option<u64>, result: Option<&Value>) -> Result<(), Error> {
         let call = self
             .observer_call("end")
             .arg(token)
-            .arg(put_back.map(|ms| ms.to_string()).unwrap_or_default())
+            .arg(last_run.map(|ms| ms.to_string()).unwrap_or_default())
             .arg(result.map(Value::to_string).unwrap_or_default());
         self.redis.run::<Vec<String>>(call).await.map(|_| ())
     }

@@ -60,6 +60,7 @@ mod stopping;
 mod support_works;
 mod survives_kills;
 mod telemetry_latency;
+mod triage_model;
 mod unrouted_waits;
 mod waiting_is_kept;
 mod watchdog;

@@ -4,14 +4,14 @@ observer.lua: which process runs the next pass of the observer, and when.
 
 KEYS  1 lease (string, PX: `<owner>:<fence>`)   2 last run (string, ms)   3 open pass (string)   4 fence (counter)
       5 last result (string, JSON)
-ARGV  1 'claim'    2 owner   3 lease ms   4 interval ms
+ARGV  1 'claim'    2 owner   3 lease ms   4 interval ms   5 how much too early is on time, ms
       1 'renew'    2 token   3 lease ms
       1 'decided'  2 token   3 lease ms   4 the pass with its decision (JSON)
-      1 'end'      2 token   3 last run to put back or ''   4 result (JSON) or ''
+      1 'end'      2 token   3 last run to set or ''   4 result (JSON) or ''
 Returns claim: {'run', token, now, last run or '', open pass or ''} | {'early', next ms, last run} | {'held', owner}
         others: {'ok'} | {'lost'} when the lease is no longer the caller's.
-Invariant: at most one process has the lease, and a pass begins at most once per interval (2 s early is on time: a cadence
-      of 60 s must not lose every second pass to a gap of 59.9 s). A pass that was begun and not ended is open: whoever
+Invariant: at most one process has the lease, and a pass begins at most once per interval (a cron that fires
+      every 60 s allows 2 s: it must not lose every second pass to a gap of 59.9 s). A pass that was begun and not ended is open: whoever
       claims after the lease's end goes on with it, whatever the cadence says, and is given the decision if one was stored.
 ]]
 local lease, last_run, open, fence, result = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -24,7 +24,7 @@ if op == 'claim' then
   local interval = tonumber(ARGV[4])
   local last = tonumber(redis.call('GET', last_run) or '')
   local unfinished = redis.call('GET', open)
-  if last and last <= now and now - last < interval - 2000 and not unfinished then
+  if last and last <= now and now - last < interval - tonumber(ARGV[5]) and not unfinished then
     return {'early', string.format('%.0f', last + interval), string.format('%.0f', last)}
   end
   local token = ARGV[2] .. ':' .. redis.call('INCR', fence)
