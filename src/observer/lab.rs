@@ -168,8 +168,10 @@ pub struct Outcome {
     pub late_pauses: u64,
     /// From the first failure to the first pause, s.
     pub time_to_pause_s: Option<u64>,
-    /// From the recovery to the first event that went well, the longest of all outages, s.
+    /// From the recovery of the automatic family's target to the first event that went well, the longest of all outages, s.
     pub time_to_resume_s: Option<u64>,
+    /// The same of the other families, which breakers alone look after.
+    pub time_to_resume_others_s: Option<u64>,
     /// Attempts against a target that was away.
     pub wasted_attempts: u64,
     /// The longest wait of an event whose target never was away, s.
@@ -802,8 +804,12 @@ impl Lab {
         outcome.open = self.accepted.iter().filter(|id| is_open(id)).count() as u64;
         outcome.lost = self.accepted.iter().filter(|id| !is_open(id) && !is_ended(id)).count() as u64;
         outcome.twice = self.completed.values().filter(|times| **times > 1).count() as u64;
-        // Only outages that were long enough to be noticed, and after which something was there to go on with.
-        outcome.time_to_resume_s = self.recovered.values().max().map(|ms| ms.div_ceil(1000));
+        let slowest = |is_wanted: fn(usize) -> bool| {
+            let times = self.recovered.iter().filter(|((family, _), _)| is_wanted(*family)).map(|(_, ms)| *ms);
+            times.max().map(|ms| ms.div_ceil(1000))
+        };
+        outcome.time_to_resume_s = slowest(|family| family == 0);
+        outcome.time_to_resume_others_s = slowest(|family| family != 0);
         self.outcome
     }
 }

@@ -488,11 +488,12 @@ mod tests {
     #[test]
     fn half_of_ten_attempts_open_and_one_poison_event_never_does() {
         let mut evidence = Evidence::default();
-        for n in 0..5 {
+        for n in 0..4 {
             evidence.good(1000, &Thresholds::default());
             assert_eq!(trip(&mut evidence, &format!("a{n}"), 1000), None, "{n}");
         }
-        assert!(trip(&mut evidence, "b", 1000).is_some());
+        evidence.good(1000, &Thresholds::default());
+        assert!(trip(&mut evidence, "b", 1000).is_some(), "five of ten");
         let mut poison = Evidence::default();
         for _ in 0..50 {
             assert_eq!(trip(&mut poison, "poison", 1000), None);

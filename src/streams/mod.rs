@@ -9,6 +9,7 @@ pub mod bus;
 pub mod complete;
 pub mod control;
 pub mod control_observer;
+pub mod control_shed;
 pub mod dead;
 pub mod depth;
 pub mod entry_id;

@@ -53,6 +53,8 @@ scripts! {
     OBSERVER = "observer.lua";
     /// Applies one decision of the observer, through its gates.
     OBSERVE_APPLY = "observe_apply.lua";
+    /// Moves open entries to the dead letters.
+    SHED = "shed.lua";
     /// Changes a circuit breaker by compare-and-set.
     BREAKER = "breaker.lua";
     /// Acknowledges entries on an operator's word.

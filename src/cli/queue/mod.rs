@@ -10,6 +10,7 @@ mod dead_change;
 pub mod fsck;
 pub mod look;
 pub mod observe;
+pub mod shed;
 pub mod simulate;
 pub mod since;
 pub mod stats;
@@ -53,6 +54,8 @@ enum Command {
     Simulate(simulate::Args),
     /// Circuit breakers: what is open, and an operator's word about it
     Breaker(breaker::Args),
+    /// Move what waits of a family to the dead letters; nothing is lost
+    Shed(shed::Args),
     /// Check that every accepted event is in exactly one place
     Fsck(fsck::Args),
     /// Show the journal as it is written
@@ -71,6 +74,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Ending {
         Command::Observe(args) => observe::run(args, context).await,
         Command::Simulate(args) => simulate::run(args),
         Command::Breaker(args) => breaker::run(args, context).await,
+        Command::Shed(args) => shed::run(args, context).await,
         Command::Fsck(args) => fsck::run(args, context).await,
         Command::Dead(args) => dead::run(args, context).await,
         Command::Tail(args) => return tail::run(args, context).await,
