@@ -1,6 +1,6 @@
 //! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
 //!
-//! Arrows point one way: `cli`, `service`, `bench` → `server`, `drainer`, `ingest` → `registry` → `streams` → `config`.
+//! Arrows point one way: `cli`, `service`, `bench` → `server`, `observer`, `drainer`, `ingest` → `registry` → `streams` → `config`.
 //! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`] and [`moment`] are used by every layer.
 
 pub mod bench;
@@ -12,6 +12,7 @@ pub mod functions;
 pub mod ingest;
 pub mod model;
 pub mod moment;
+pub mod observer;
 pub mod registry;
 pub mod server;
 pub mod service;

@@ -87,6 +87,7 @@ impl Plans for OneHandler {
             ordered: false,
             rate_per_s: None,
             slots: Slots::Handlers,
+            breaker: None,
             timeout: Duration::from_secs(15),
             max_age: None,
             retry: RetryPolicy {

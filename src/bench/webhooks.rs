@@ -151,6 +151,11 @@ pub async fn run(plan: &WebhooksPlan, mut progress: impl FnMut(&str)) -> Result<
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.map_err(|error| part(&error))?;
     let address = listener.local_addr().map_err(|error| part(&error))?;
     let router = server::router(Parts {
+        tracing: server::trace::Tracing {
+            trust: crate::config::TraceTrust::None,
+            trusted_proxies: Vec::new(),
+            spans: None,
+        },
         gateway: Gateway::new(settings, senders.clone(), admission.clone(), beside),
         event_api: EventApi::new(EventApiSettings::default(), admission, Arc::new(bus.clone())),
         facade: None,

@@ -166,6 +166,11 @@ const CODES: &[Code] = &[
         "Use for example --since 15m or --since 2026-03-07T19:33:05Z.",
     ),
     code(
+        "INVALID_SNAPSHOT",
+        "A line of standard input is no snapshot of the observer.",
+        "Give one snapshot as JSON a line, as the journal's `queue.observe.snapshot` records hold it.",
+    ),
+    code(
         "INVALID_STATUS",
         "Runs with this status can't be changed so.",
         "Use one of the statuses that the message names.",
@@ -221,6 +226,11 @@ const CODES: &[Code] = &[
         "QUEUE_MESSAGE_MISSING",
         "No such entry is stored: it was completed and trimmed, acknowledged, or never appended.",
         "Look for its id with `joelclaw queue list`.",
+    ),
+    code(
+        "QUEUE_OBSERVE_FAILED",
+        "The queue can't be looked at, so the observer has nothing to judge.",
+        "Check Redis with `joelclaw config`; then try again.",
     ),
     code(
         "QUEUE_PAUSE_SHORTER",

@@ -30,9 +30,9 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, ModelConfig, OtlpProtocol,
-    OwnTraces, QueueConfig, RuntimesConfig, ServerConfig, SpoolFor, SystemConfig, TelemetryConfig, TraceTrust,
-    TriageConfig, TriageDedup, TriageMode, WebhookConfig,
+    Breakthrough, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, ModelConfig,
+    ObserverConfig, ObserverMode, OtlpProtocol, OwnTraces, QueueConfig, RuntimesConfig, ServerConfig, SpoolFor,
+    SystemConfig, TelemetryConfig, TraceTrust, TriageConfig, TriageDedup, TriageMode, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 pub use webhook_secrets::{SecretRow, Variables, WEBHOOK_SECRETS};
@@ -186,6 +186,8 @@ pub struct Config {
     pub inngest: InngestConfig,
     /// The engine, and the apps that it calls.
     pub functions: FunctionsConfig,
+    /// What holds families while their downstream is away.
+    pub observer: ObserverConfig,
     /// Triage.
     pub triage: TriageConfig,
     /// The model.
@@ -219,6 +221,7 @@ impl Config {
         let webhook = WebhookConfig::load(&mut loader);
         let inngest = InngestConfig::load(&mut loader);
         let functions = FunctionsConfig::load(&mut loader);
+        let observer = ObserverConfig::load(&mut loader);
         let triage = TriageConfig::load(&mut loader);
         let model = ModelConfig::load(&mut loader);
         let telemetry = TelemetryConfig::load(&mut loader);
@@ -244,6 +247,7 @@ impl Config {
             variables,
             inngest,
             functions,
+            observer,
             triage,
             model,
             telemetry,

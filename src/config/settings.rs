@@ -142,6 +142,39 @@ const SAMPLERS: [(&str, TraceSampler); 6] = [
     ("parentbased_traceidratio", TraceSampler { own: OwnTraces::Ratio, follows_parent: true }),
 ];
 
+/// Which reports break through quiet hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breakthrough {
+    /// None.
+    None,
+    /// Escalations of severity `error`.
+    Error,
+}
+
+/// What the observer may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObserverMode {
+    /// Nothing: it does not run.
+    Off,
+    /// It looks and says what it would do.
+    DryRun,
+    /// It pauses and resumes.
+    Enforce,
+}
+
+impl ObserverMode {
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::DryRun => "dry-run",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
 settings! {
     /// Where things are, and how the program talks.
     pub struct SystemConfig in "system" {
@@ -209,6 +242,8 @@ settings! {
         prefetch: usize = count(1..=256), "QUEUE_PREFETCH", default "4";
         /// Bytes read ahead in all.
         prefetch_bytes: usize = bytes(64 << 10..=1 << 30), "QUEUE_PREFETCH_BYTES", default "8MiB";
+        /// A family whose target fails again and again is not read for a while, then tried with one event at a time. An entry of the registry may set its own thresholds, or `breaker = false`.
+        is_breaker_enabled: bool = flag(), "QUEUE_BREAKER", default "on";
         /// `drr` shares fairly among the families of one priority; `off` is strict time order.
         fairness: Fairness = choice(&[("drr", Fairness::Drr), ("off", Fairness::Off)]), "QUEUE_FAIRNESS", default "drr";
         /// Dispatches that go to the oldest entry below the chosen level, so that endless P0 can't stop P2.
@@ -301,6 +336,34 @@ settings! {
         app_urls: Vec<String> = list(), "INNGEST_SDK_URLS", default "";
         /// Names in app URLs that stand for other hosts, comma-separated: `host.docker.internal=127.0.0.1`.
         host_aliases: Vec<String> = list(), "INNGEST_HOST_ALIASES", default "";
+    }
+
+    /// The observer: looks at the queue, and holds a family while what is downstream of it is away.
+    pub struct ObserverConfig in "observer" {
+        /// Off, looking on (`dry-run`), or pausing and resuming (`enforce`).
+        mode: ObserverMode = choice(&[("off", ObserverMode::Off), ("dry-run", ObserverMode::DryRun), ("enforce", ObserverMode::Enforce)]), "QUEUE_OBSERVER_MODE", default "off";
+        /// Event names that it looks at, or the aliases discovery, content, subscriptions, github. Empty: all that the aliases stand for.
+        families: Vec<String> = words(), "QUEUE_OBSERVER_FAMILIES", default "";
+        /// Event names that it may pause and resume; only `content/updated` (alias `content`) can be one.
+        auto_families: Vec<String> = words(), "QUEUE_OBSERVER_AUTO_FAMILIES", default "";
+        /// Seconds between two passes, at least 60.
+        interval: String = text(), "QUEUE_OBSERVER_INTERVAL_SECONDS", default "60";
+        /// Who decides, in order: rules, command, openai, anthropic, none. A model is asked only where the rules before it have nothing to say.
+        providers: Vec<String> = words(), "QUEUE_OBSERVER_PROVIDER", default "rules,command";
+        /// The model asked for.
+        model: String = text(), "QUEUE_OBSERVER_MODEL", default "anthropic/claude-sonnet-4-6";
+        /// How long all providers of one pass may take together.
+        timeout: Duration = ms(100..=600_000), "QUEUE_OBSERVER_TIMEOUT_MS", default "60000";
+        /// The longest pause that it applies.
+        max_ttl: Duration = ms(60_000..=DAY_MS), "QUEUE_OBSERVER_MAX_TTL_MS", default "900000";
+        /// After an operator's resume it leaves the family alone for so long.
+        manual_quiet: Duration = ms(0..=DAY_MS), "QUEUE_OBSERVER_MANUAL_QUIET_MS", default "900000";
+        /// Hours of the day, in SYSTEM_BUS_TZ, in which reports are kept back: `23-7`, or `off`.
+        quiet_hours: String = text(), "QUEUE_OBSERVER_QUIET_HOURS", default "23-7";
+        /// Reports that are sent in quiet hours all the same.
+        breakthrough: Breakthrough = choice(&[("none", Breakthrough::None), ("error", Breakthrough::Error)]), "QUEUE_OBSERVER_BREAKTHROUGH", default "none";
+        /// The time zone of quiet hours, as `Europe/Berlin`.
+        time_zone: String = text(), "SYSTEM_BUS_TZ", default "UTC";
     }
 
     /// Where telemetry goes beside the journal.

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::session::Event;
 use super::{Retention, Settings, Shared};
+use crate::streams::breaker::{Change, Circuits, Thresholds};
 use crate::streams::bus::Bus;
 use crate::streams::control::Pauses;
 use crate::streams::family::Family;
@@ -53,6 +54,8 @@ pub enum Tick {
 pub struct Control {
     /// The pauses in force.
     pub pauses: Pauses,
+    /// The circuit breakers that are not closed.
+    pub circuits: Circuits,
     /// Families with retries, and when the earliest is due, ms.
     pub due: Vec<(Family, u64)>,
     /// When the next scheduled event is due, ms.
@@ -150,15 +153,39 @@ pub fn control(bus: &Bus, events: mpsc::Sender<Event>) {
         let result = async {
             bus.expire_pauses().await?;
             let pauses = bus.pauses().await?;
+            let circuits = bus.breakers().await?;
             let next_later = match bus.promote_later(512).await {
                 // A full Redis keeps scheduled events where they are; that is no reason to stop draining.
                 Err(error) if error.reply_code() == Some("OOM") => None,
                 other => other?.1,
             };
-            Ok(Control { pauses, due: bus.due_families().await?, next_later })
+            Ok(Control { pauses, circuits, due: bus.due_families().await?, next_later })
         }
         .await;
         let _ = events.send(Event::Control(Box::new(result))).await;
+    });
+}
+
+/// Changes a circuit breaker.
+pub fn change_breaker(bus: &Bus, family: Family, change: Change, thresholds: Thresholds, events: mpsc::Sender<Event>) {
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        let mut pause = Duration::from_millis(50);
+        let circuit = loop {
+            match bus.change_breaker(&family, &change, &thresholds, "queue-drainer", None).await {
+                Ok(circuit) => break circuit,
+                Err(error) => {
+                    // What isn't told in a minute is told by the next failure, or by the end of the probe's lease.
+                    tracing::warn!(family = %family, error = %error, "the breaker is not changed yet; trying again");
+                    if pause > Duration::from_secs(30) {
+                        break None;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        };
+        let _ = events.send(Event::Breaker { family, circuit }).await;
     });
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::handlers::Handler;
 use super::scheduler::Slots;
+use crate::streams::breaker::Thresholds;
 use crate::streams::family::Family;
 
 /// How often and how far apart an event is tried.
@@ -60,6 +61,8 @@ pub struct FamilyPlan {
     pub retry: RetryPolicy,
     /// Whose slots its dispatches take.
     pub slots: Slots,
+    /// When its circuit breaker opens; `None`: it has none.
+    pub breaker: Option<Thresholds>,
 }
 
 /// Where plans come from. Asked again whenever `version` changes.

@@ -313,6 +313,12 @@ impl<T> Scheduler<T> {
         self.index.get(family).map_or(0, |&index| self.families[index].lanes.iter().map(|lane| lane.heads.len()).sum())
     }
 
+    /// Entries of `family` in view, lane by lane.
+    pub fn peek(&self, family: &Family) -> impl Iterator<Item = &Head<T>> {
+        let state = self.index.get(family).map(|&index| &self.families[index]);
+        state.into_iter().flat_map(|state| state.lanes.iter().flat_map(|lane| lane.heads.iter()))
+    }
+
     /// Adds an entry that was read, claimed or taken over. It finds its place by age.
     pub fn offer(&mut self, lane: &Lane, head: Head<T>) {
         let index = self.family(&lane.family);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::entry::{Backoff, Entry, HandlerSpec, Origin, Pattern};
+use super::entry::{Backoff, BreakerSpec, Entry, HandlerSpec, Origin, Pattern};
 use crate::streams::family::Family;
 use crate::streams::priority::Priority;
 
@@ -67,6 +67,7 @@ pub(super) fn entries() -> Vec<Entry> {
                 ordered: false,
                 max_age: None,
                 retry_client_errors: false,
+                breaker: BreakerSpec::default(),
                 origin: Origin::BuiltIn,
             })
         })

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use super::entry::{Backoff, Entry, HandlerSpec};
+use super::entry::{Backoff, BreakerSpec, Entry, HandlerSpec};
 
 /// The digest of a table in its order, 64 hex digits.
 pub(super) fn of(entries: &[&Entry]) -> String {
@@ -57,6 +57,7 @@ impl Writer {
             ordered,
             max_age,
             retry_client_errors,
+            breaker,
             // Where it stands is not what it means.
             origin: _,
         } = entry;
@@ -78,6 +79,19 @@ impl Writer {
         self.field("ordered", ordered);
         self.duration("max_age", *max_age);
         self.field("retry_client_errors", retry_client_errors);
+        self.breaker(breaker);
+    }
+
+    fn breaker(&mut self, breaker: &BreakerSpec) {
+        let BreakerSpec { is_off, window, min, ratio, consecutive, open, max, close_after } = breaker;
+        self.field("breaker.off", is_off);
+        self.duration("breaker.window", *window);
+        self.option("breaker.min", *min);
+        self.option("breaker.ratio", *ratio);
+        self.option("breaker.consecutive", *consecutive);
+        self.duration("breaker.open", *open);
+        self.duration("breaker.max", *max);
+        self.option("breaker.close_after", *close_after);
     }
 
     fn handler(&mut self, handler: &HandlerSpec) {

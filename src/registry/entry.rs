@@ -153,6 +153,27 @@ pub struct Backoff {
     pub full_jitter: Option<bool>,
 }
 
+/// Whether and when a family's circuit breaker opens; what is absent has its default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BreakerSpec {
+    /// `false` switches it off.
+    pub is_off: bool,
+    /// Attempts are counted over this.
+    pub window: Option<Duration>,
+    /// Fewer attempts than this say nothing.
+    pub min: Option<u32>,
+    /// The share of failures that opens.
+    pub ratio: Option<f64>,
+    /// So many distinct events that fail in a row open, too.
+    pub consecutive: Option<u32>,
+    /// How long it stays open at first.
+    pub open: Option<Duration>,
+    /// How long at most.
+    pub max: Option<Duration>,
+    /// Probes that must go well in a row.
+    pub close_after: Option<u32>,
+}
+
 /// Where an entry comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -207,6 +228,8 @@ pub struct Entry {
     pub max_age: Option<Duration>,
     /// Retry 4xx answers too.
     pub retry_client_errors: bool,
+    /// Its circuit breaker.
+    pub breaker: BreakerSpec,
     /// Where it comes from.
     pub origin: Origin,
 }

@@ -9,13 +9,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::dedup_key::DedupKey;
-use super::entry::{Backoff, Entry, HandlerSpec, Origin, Pattern};
+use super::entry::{Backoff, BreakerSpec, Entry, HandlerSpec, Origin, Pattern};
 use crate::config::nearest;
 use crate::config::units::parse_duration;
 use crate::streams::family::Family;
 use crate::streams::priority::Priority;
 
-const ENTRY_KEYS: [&str; 16] = [
+const ENTRY_KEYS: [&str; 17] = [
     "name",
     "pattern",
     "priority",
@@ -32,7 +32,9 @@ const ENTRY_KEYS: [&str; 16] = [
     "ordered",
     "max_age",
     "retry_client_errors",
+    "breaker",
 ];
+const BREAKER_KEYS: [&str; 7] = ["window", "min", "ratio", "consecutive", "open", "max", "close_after"];
 const BACKOFF_KEYS: [&str; 4] = ["initial", "multiplier", "max", "jitter"];
 
 /// The entries of a file, or everything that is wrong with it.
@@ -150,6 +152,7 @@ impl Reader<'_> {
         let ordered = self.read(fields, "", "ordered", boolean);
         let max_age = self.read(fields, "", "max_age", duration);
         let retry_client_errors = self.read(fields, "", "retry_client_errors", boolean);
+        let breaker = self.breaker(fields);
         if self.problems.len() > before {
             return None;
         }
@@ -170,6 +173,7 @@ impl Reader<'_> {
             ordered: ordered.unwrap_or(false),
             max_age,
             retry_client_errors: retry_client_errors.unwrap_or(false),
+            breaker,
             origin: Origin::File { line: self.line(start) },
         })
     }
@@ -284,6 +288,35 @@ impl Reader<'_> {
                 Some("none") => Ok(false),
                 _ => Err("write \"full\" or \"none\"".into()),
             }),
+        }
+    }
+
+    fn breaker(&mut self, fields: &Fields<'_>) -> BreakerSpec {
+        let Some(value) = fields.get("breaker") else { return BreakerSpec::default() };
+        if let Some(is_on) = value.get_ref().as_bool() {
+            return BreakerSpec { is_off: !is_on, ..BreakerSpec::default() };
+        }
+        let Some(table) = value.get_ref().as_table() else {
+            self.problem(
+                value.span().start,
+                "breaker",
+                "must be false, or a table such as { open = \"30s\", min = 10 }",
+            );
+            return BreakerSpec::default();
+        };
+        self.check_keys(table, "breaker.", &BREAKER_KEYS);
+        BreakerSpec {
+            is_off: false,
+            window: self.read(table, "breaker.", "window", duration),
+            min: self.read(table, "breaker.", "min", count),
+            ratio: self.read(table, "breaker.", "ratio", |value| {
+                let ratio = number(value).filter(|ratio| *ratio > 0.0 && *ratio <= 1.0);
+                ratio.ok_or_else(|| "must be above 0 and at most 1".into())
+            }),
+            consecutive: self.read(table, "breaker.", "consecutive", count),
+            open: self.read(table, "breaker.", "open", duration),
+            max: self.read(table, "breaker.", "max", duration),
+            close_after: self.read(table, "breaker.", "close_after", count),
         }
     }
 

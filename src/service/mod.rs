@@ -37,6 +37,9 @@ use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
 use crate::ingest::spool::Spool;
 use crate::model::{self, Models};
+use crate::observer::controller::Observer;
+use crate::observer::flags::Policy;
+use crate::observer::report::Reporter;
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
@@ -202,6 +205,17 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         Engine::new(bus.clone(), functions.clone(), appender.clone(), settings, stop.clone()).map_err(Error::Task)?;
     if role.drainer {
         let running = function_metrics::run(telemetry.metrics.clone(), engine.clone(), stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
+    }
+    if role.drainer {
+        let reporter = Reporter::new(config, bus.clone(), appender.clone());
+        let models = Models::new(model::Settings::from_config(config), stop.clone());
+        let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), Some(models))
+            .with_probe(config.drainer.is_breaker_enabled);
+        let running = observer.run(stop.clone());
         tasks.spawn(async move {
             running.await;
             Ok(())

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::config::{Config, ExternalInngest, NamedSecrets};
+use crate::config::{Config, ExternalInngest, NamedSecrets, ObserverMode};
 use crate::drainer::handlers::Handler;
 use crate::drainer::handlers::both::Both;
 use crate::drainer::handlers::command::{CommandHandler, CommandSpec};
@@ -19,9 +19,11 @@ use crate::functions::registry::INTERNAL;
 use crate::functions::registry::flow::DEFAULT_LIMIT;
 use crate::functions::store::WORK;
 use crate::ingest::admission::{Route, Routes};
+use crate::observer::flags::Policy;
 use crate::registry::Registry;
 use crate::registry::entry::{Backoff, Entry, HandlerSpec};
 use crate::registry::watch::RegistryHandle;
+use crate::streams::breaker::Thresholds;
 use crate::streams::family::Family;
 use crate::streams::json::JsonObject;
 
@@ -79,6 +81,10 @@ pub struct HandlerSettings {
     pub inngest: Option<InngestServer>,
     /// Secrets that `secret_env` may name, from the env file and the environment.
     pub secrets: NamedSecrets,
+    /// Families have circuit breakers.
+    pub is_breaker_enabled: bool,
+    /// Families that the observer may pause, with its cadence.
+    pub observed: HashMap<String, Duration>,
 }
 
 /// Builds plans from the registry in force; a handler is built once per table.
@@ -134,6 +140,8 @@ impl RegistryPlans {
                 full_jitter: true,
             },
             slots: Slots::Calls,
+            // An app that is away costs no attempt: the engine waits for it.
+            breaker: None,
         }
     }
 
@@ -200,6 +208,26 @@ impl RegistryPlans {
         }
     }
 
+    /// Thresholds of a family whose handler reaches for something outside this process.
+    fn breaker(&self, family: &Family, entry: Option<&Entry>) -> Option<Thresholds> {
+        let entry = entry.filter(|entry| self.settings.is_breaker_enabled && !entry.breaker.is_off)?;
+        let (own, default) = (&entry.breaker, Thresholds::default());
+        let mut thresholds = Thresholds {
+            window: own.window.unwrap_or(default.window),
+            min: own.min.map_or(default.min, u64::from),
+            ratio: own.ratio.unwrap_or(default.ratio),
+            consecutive: own.consecutive.map_or(default.consecutive, |n| n as usize),
+            open: own.open.unwrap_or(default.open),
+            max: own.max.unwrap_or(default.max),
+            close_after: own.close_after.unwrap_or(default.close_after),
+        };
+        if let Some(cadence) = self.settings.observed.get(family.as_str()) {
+            // So that a recovery is seen within one cadence of the observer plus one probe.
+            thresholds.max = thresholds.max.min(*cadence);
+        }
+        Some(thresholds)
+    }
+
     fn retry(&self, backoff: &Backoff, attempts: Option<u32>) -> RetryPolicy {
         RetryPolicy {
             attempts: attempts.unwrap_or(self.settings.max_attempts),
@@ -244,6 +272,7 @@ impl Plans for RegistryPlans {
                 entry.and_then(|entry| entry.attempts),
             ),
             slots: Slots::Handlers,
+            breaker: self.breaker(family, entry),
         }
     }
 
@@ -268,6 +297,13 @@ impl HandlerSettings {
             inngest: inngest
                 .map(|server| InngestServer { base_url: server.url.clone(), key: server.event_key.clone() }),
             secrets: config.named_secrets(),
+            is_breaker_enabled: config.drainer.is_breaker_enabled,
+            observed: {
+                let policy = Policy::from_config(config);
+                let is_enforced = policy.mode == ObserverMode::Enforce;
+                let auto = policy.auto.into_iter().filter(|_| is_enforced);
+                auto.map(|family| (family, policy.interval)).collect()
+            },
         }
     }
 }

@@ -99,8 +99,13 @@ pub struct FamilyDepth {
     pub oldest_age_ms: Option<u64>,
     /// The numbers are lower bounds.
     pub at_least: bool,
+    /// Age of the newest open entry, ms.
+    #[serde(skip)]
+    pub newest_age_ms: Option<u64>,
     #[serde(skip)]
     oldest: Option<u64>,
+    #[serde(skip)]
+    newest: Option<u64>,
 }
 
 impl FamilyDepth {
@@ -117,7 +122,9 @@ impl FamilyDepth {
             paused_until: None,
             oldest_age_ms: None,
             at_least: false,
+            newest_age_ms: None,
             oldest: None,
+            newest: None,
         }
     }
 
@@ -179,6 +186,7 @@ impl Bus {
             let oldest = [waiting.oldest, state.oldest_pending].into_iter().flatten().min().map(|id| id.ms);
             let newest = [waiting.newest, state.newest_pending].into_iter().flatten().max().map(|id| id.ms);
             family.oldest = earlier(family.oldest, oldest);
+            family.newest = family.newest.max(newest);
             depth.oldest_timestamp = earlier(depth.oldest_timestamp, oldest);
             depth.newest_timestamp = depth.newest_timestamp.max(newest);
         }
@@ -201,6 +209,7 @@ impl Bus {
         depth.by_family = families.into_values().filter(|family| !family.is_empty()).collect();
         for family in &mut depth.by_family {
             family.oldest_age_ms = family.oldest.map(age);
+            family.newest_age_ms = family.newest.map(age);
         }
         Ok(depth)
     }

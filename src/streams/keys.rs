@@ -149,6 +149,19 @@ impl Keys {
         self.named("pause-expiry")
     }
 
+    /// Hash: family → circuit breaker, JSON; a closed one has no field.
+    #[must_use]
+    pub fn breaker(&self) -> String {
+        self.named("breaker")
+    }
+
+    /// What the observer keeps, by name: `lease`, `last-run`, `open`, `fence`, `last`, `kill`, `memory`, `applied`,
+    /// `probe`, `reported`, `digest`.
+    #[must_use]
+    pub fn observer(&self, name: &str) -> String {
+        format!("{}:observer:{name}", self.tag)
+    }
+
     /// Stream of journal batches.
     #[must_use]
     pub fn journal(&self) -> String {

@@ -196,6 +196,15 @@ pub enum Hold {
         /// Why.
         reason: Option<String>,
     },
+    /// Its family's circuit breaker is not closed.
+    Broken {
+        /// `open`, `half_open` or `forced_open`.
+        state: String,
+        /// When one event is tried, ms; `None` while one is, or until an operator says otherwise.
+        until_ms: Option<u64>,
+        /// What failed last.
+        error: String,
+    },
     /// It waits for its next attempt.
     Retry {
         /// When that is, ms.
@@ -542,6 +551,12 @@ impl Bus {
         let routing = routing(&lane.family);
         if !routing.is_routed {
             return Ok(Hold::Unrouted);
+        }
+        if let Some(circuit) = self.breakers().await?.get(lane.family.as_str())
+            && circuit.is_closed_gate(inspection.at_ms)
+        {
+            let (state, error) = (circuit.state.as_str().to_owned(), circuit.last_error.clone());
+            return Ok(Hold::Broken { state, until_ms: circuit.open_until, error });
         }
         if inspection.state == State::Retry {
             let error = inspection.failures.map(|failures| failures.error);

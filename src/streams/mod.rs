@@ -4,9 +4,12 @@
 //! Time comes from Redis (`TIME`), not from the caller; scripts are bounded (batches ≤ 512).
 
 pub mod append;
+pub mod breaker;
 pub mod bus;
 pub mod complete;
 pub mod control;
+pub mod control_observer;
+pub mod control_shed;
 pub mod dead;
 pub mod depth;
 pub mod echoes;

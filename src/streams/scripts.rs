@@ -49,6 +49,14 @@ scripts! {
     RESUME = "resume.lua";
     /// Ends pauses whose time has come.
     EXPIRE = "expire.lua";
+    /// Who runs the observer's next pass, and when.
+    OBSERVER = "observer.lua";
+    /// Applies one decision of the observer, through its gates.
+    OBSERVE_APPLY = "observe_apply.lua";
+    /// Moves open entries to the dead letters.
+    SHED = "shed.lua";
+    /// Changes a circuit breaker by compare-and-set.
+    BREAKER = "breaker.lua";
     /// Acknowledges entries on an operator's word.
     OPERATOR_ACK = "operator_ack.lua";
     /// Brings operator-acknowledged entries back.

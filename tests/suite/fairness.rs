@@ -59,6 +59,7 @@ impl Plans for Weighed {
             ordered: false,
             rate_per_s: None,
             slots: Slots::Handlers,
+            breaker: None,
             timeout: LONG,
             max_age: None,
             retry: RetryPolicy {

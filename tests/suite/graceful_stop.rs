@@ -45,6 +45,7 @@ impl Plans for All {
             ordered: false,
             rate_per_s: None,
             slots: Slots::Handlers,
+            breaker: None,
             timeout: LONG,
             max_age: None,
             retry: RetryPolicy {

@@ -108,6 +108,7 @@ impl Plans for Only {
             ordered: false,
             rate_per_s: None,
             slots: Slots::Handlers,
+            breaker: None,
             timeout: Duration::from_secs(60),
             max_age: None,
             retry: RetryPolicy {

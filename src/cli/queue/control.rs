@@ -7,9 +7,14 @@ use serde_json::{Value, json};
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::{self, Human};
+use super::act::operator;
+use super::breaker::view as breaker_view;
 use super::since::{Since, iso};
-use super::{bus, redis_of};
+use super::{bus, bus_to_change, redis_of};
+use crate::config::units::parse_duration;
 use crate::diagnose::{Diagnose as _, chain};
+use crate::observer::flags::Policy;
+use crate::observer::gather;
 use crate::streams::bus::Bus;
 use crate::streams::control::{Pause, Pauses};
 use crate::streams::entry_id::EntryId;
@@ -35,6 +40,30 @@ pub struct Args {
 enum Command {
     /// What is paused, and what was paused lately
     Status(StatusArgs),
+    /// Keep the observer from applying anything: the kill switch
+    DisableObserver(KillArgs),
+    /// Let the observer apply things again
+    EnableObserver(KillArgs),
+}
+
+/// The kill switch
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:\n  joelclaw queue control disable-observer --for 2h --reason 'migration'\n  \
+                        joelclaw queue control enable-observer --reason 'migration is done'")]
+struct KillArgs {
+    /// For how long; without it until it is enabled again
+    #[arg(long = "for", value_name = "DURATION", value_parser = lasting)]
+    lasts: Option<Duration>,
+    /// Why
+    #[arg(long)]
+    reason: Option<String>,
+    /// Who, instead of the command, user and host
+    #[arg(long)]
+    actor: Option<String>,
+}
+
+fn lasting(text: &str) -> Result<Duration, String> {
+    parse_duration(text).filter(|time| !time.is_zero()).ok_or_else(|| "write a duration such as 30m or 2h".into())
 }
 
 /// What is paused, and what was paused lately
@@ -62,7 +91,42 @@ struct StatusArgs {
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     match &args.command {
         Command::Status(args) => status(args, context).await,
+        Command::DisableObserver(args) => kill_switch(args, true, context).await,
+        Command::EnableObserver(args) => kill_switch(args, false, context).await,
     }
+}
+
+async fn kill_switch(args: &KillArgs, is_on: bool, context: &Context) -> Result<Report, Failure> {
+    let operator = operator(args.reason.as_deref(), args.actor.as_deref(), context)?;
+    let bus = bus_to_change(context).await?;
+    bus.throw_kill_switch(is_on, args.lasts.filter(|_| is_on), &operator.actor, &operator.reason).await?;
+    let text = match (is_on, args.lasts) {
+        (true, Some(lasts)) => format!("The observer applies nothing for {}.", render::age(lasts)),
+        (true, None) => "The observer applies nothing until it is enabled again.".to_owned(),
+        (false, _) => "The observer may apply what its configuration allows.".to_owned(),
+    };
+    let result = json!({ "ok": true, "killSwitch": bus.kill_switch().await?, "redis": redis_of(&bus, context).await });
+    Ok(Report::new(result, Human::new().text(text))
+        .next(NextAction::new("queue control status", "See how things stand")))
+}
+
+/// What the observer did last, its budget and its kill switch; what can't be read is left out.
+async fn observer_view(bus: &Bus, context: &Context, now: u64) -> Value {
+    let policy = Policy::from_config(&context.config);
+    let (last, at) = bus.last_observed().await.unwrap_or_default();
+    let of = |key: &str| last.as_ref().map_or(Value::Null, |last| last[key].clone());
+    let mode = match of("mode") {
+        Value::Null => json!(policy.mode),
+        mode => mode,
+    };
+    let interval = u64::try_from(policy.interval.as_millis()).unwrap_or(60_000);
+    let budget = gather::budget(&bus.observer_memory().await.unwrap_or_default(), now);
+    json!({
+        "observer": { "mode": mode, "lastRunAt": at.map(iso), "nextRunAt": at.map(|at| iso(at + interval)),
+            "lastSnapshotId": of("snapshotId"), "lastRule": of("rule") },
+        "budget": budget,
+        "killSwitch": bus.kill_switch().await.ok().flatten(),
+    })
 }
 
 async fn status(args: &StatusArgs, context: &Context) -> Result<Report, Failure> {
@@ -101,7 +165,29 @@ async fn status(args: &StatusArgs, context: &Context) -> Result<Report, Failure>
         "counts": { "applied": history.applied, "expired": history.expired, "rejected": history.rejected },
         "recentEvents": history.recent.iter().rev().map(event_view).collect::<Vec<_>>(),
     });
-    let human = human(&pauses, now, &history);
+    let breakers: Vec<Value> = bus
+        .breakers_sorted()
+        .await
+        .unwrap_or_default()
+        .iter()
+        .map(|(name, circuit)| breaker_view(name, circuit))
+        .collect();
+    let mut control = control;
+    control["breakers"] = json!(breakers);
+    if let Value::Object(more) = observer_view(&bus, context, now).await {
+        more.into_iter().for_each(|(key, value)| control[key] = value);
+    }
+    let mut human = human(&pauses, now, &history);
+    if !breakers.is_empty() {
+        let rows = breakers.iter().map(|breaker| {
+            let text = |key: &str| breaker[key].as_str().unwrap_or_default().to_owned();
+            vec![text("family"), text("state"), text("openUntil"), render::cut(&text("lastError"))]
+        });
+        human = human.title("Circuit breakers").table(&["FAMILY", "STATE", "UNTIL", "LAST ERROR"], rows);
+    }
+    if !control["killSwitch"].is_null() {
+        human = human.text("The kill switch is on: the observer applies nothing.");
+    }
     let result = json!({ "ok": true, "control": control, "redis": redis_of(&bus, context).await });
     let mut report = Report::new(result, human);
     if let Some(family) = ordered(&pauses).first().map(|(family, ..)| *family) {
@@ -111,6 +197,18 @@ async fn status(args: &StatusArgs, context: &Context) -> Result<Report, Failure>
     let list = NextAction::new("queue list [--limit <n>]", "See the entries")
         .param("n", Param::new().value(20).default_value(10).description("How many"));
     Ok(report.next(NextAction::new("queue depth", "See what is held back")).next(list))
+}
+
+/// What is held now, in short: `control` of `queue observe`.
+pub async fn status_of(bus: &Bus, context: &Context) -> Result<Value, Error> {
+    let (pauses, now) = pauses(bus).await?;
+    let breakers: Vec<Value> =
+        bus.breakers_sorted().await?.iter().map(|(name, circuit)| breaker_view(name, circuit)).collect();
+    let mut control = json!({ "available": true, "activePauses": views(&pauses, now), "breakers": breakers });
+    if let Value::Object(more) = observer_view(bus, context, now).await {
+        more.into_iter().for_each(|(key, value)| control[key] = value);
+    }
+    Ok(control)
 }
 
 /// The pauses in force by Redis's clock, after what is due was ended.

@@ -3,11 +3,15 @@
 //! [`look`] only reads. [`act`] changes something, each change one script with its journal record.
 
 pub mod act;
+pub mod breaker;
 pub mod control;
 pub mod dead;
 mod dead_change;
 pub mod fsck;
 pub mod look;
+pub mod observe;
+pub mod shed;
+pub mod simulate;
 pub mod since;
 pub mod stats;
 pub mod tail;
@@ -45,6 +49,14 @@ enum Command {
     Stats(stats::Args),
     /// Pauses and their history
     Control(control::Args),
+    /// Look at the queue as the observer does, and tell what it would do; or run what it saw through today's policy
+    Observe(observe::Args),
+    /// Drive the observer's policy through outages on virtual time
+    Simulate(simulate::Args),
+    /// Circuit breakers: what is open, and an operator's word about it
+    Breaker(breaker::Args),
+    /// Move what waits of a family to the dead letters; nothing is lost
+    Shed(shed::Args),
     /// Check that every accepted event is in exactly one place
     Fsck(fsck::Args),
     /// Show the journal as it is written
@@ -62,6 +74,10 @@ pub(super) async fn run(args: &Args, context: &Context) -> Ending {
         Command::Act(command) => act::run(command, context).await,
         Command::Stats(args) => stats::run(args, context).await,
         Command::Control(args) => control::run(args, context).await,
+        Command::Observe(args) => observe::run(args, context).await,
+        Command::Simulate(args) => simulate::run(args),
+        Command::Breaker(args) => breaker::run(args, context).await,
+        Command::Shed(args) => shed::run(args, context).await,
         Command::Fsck(args) => fsck::run(args, context).await,
         Command::Dead(args) => dead::run(args, context).await,
         Command::Triage(args) => triage::run(args, context).await,

@@ -111,7 +111,9 @@ impl Session {
         self.shared.handlers.spawn(run(handler, dispatch, token, self.events.clone()));
         self.started_records_at.get_or_insert(started + WORTH_A_RECORD);
         self.calls += usize::from(slots == Slots::Calls);
+        let family = flight.lane.family.clone();
         self.in_flight.insert(token, flight);
+        self.probe_begins(&family, token);
     }
 
     /// Runs an entry that was in flight at too many crashes with nothing beside it, after its mark is stored: if the

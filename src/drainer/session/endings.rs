@@ -9,7 +9,7 @@ use crate::streams::lane::Lane;
 use crate::streams::lease::{Failures, Leased};
 use crate::streams::records::{DispatchRow, Fact};
 
-use super::{InFlight, Session};
+use super::{InFlight, Session, breaking};
 
 impl Session {
     pub(super) fn finish(&mut self, token: u64, outcome: Outcome) {
@@ -29,12 +29,16 @@ impl Session {
         let now = self.now_ms();
         let InFlight { lane, leased, handler, started, mut row, retry, .. } = flight;
         row.duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if !handler.ends_at_once() {
+            self.judge(token, &lane.family, &row.id.0, handler.kind(), &outcome, now);
+        }
         let completion = |ending| Completion { lane: lane.clone(), id: leased.id, ending };
         if !row.start_known && matches!(outcome, Outcome::Retry { .. } | Outcome::Fail { .. }) {
             // An end without its start would be missing from every count of starts.
             let started = DispatchRow { duration_us: 0, ..row.clone() };
             self.outbox.started(&lane, (handler.kind(), handler.target()), started);
         }
+        let is_downstream = breaking::verdict(handler.kind(), &outcome) == Some(false);
         match outcome {
             Outcome::Done => {
                 let marked = leased.failures != Failures::default();
@@ -54,6 +58,7 @@ impl Session {
                 let delay = retry.delay(failures.count, rand::random()).max(not_before.unwrap_or_default());
                 let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
                 let fact = failed(&lane, &leased, &row, &*handler, &error, status)
+                    .with("downstream", is_downstream)
                     .with("retryInMs", delay_ms)
                     .with("retryBackoffMs", delay_ms)
                     .with("final", false);
@@ -67,6 +72,7 @@ impl Session {
             }
             Outcome::Retry { error, status, .. } => {
                 let fact = failed(&lane, &leased, &row, &*handler, &error, status)
+                    .with("downstream", is_downstream)
                     .with("final", true)
                     .with("retryBackoffMs", 0);
                 self.outbox.fact(fact);
@@ -74,6 +80,7 @@ impl Session {
             }
             Outcome::Fail { reason, error, status } => {
                 let fact = failed(&lane, &leased, &row, &*handler, &error, status)
+                    .with("downstream", false)
                     .with("final", true)
                     .with("retryBackoffMs", 0);
                 self.outbox.fact(fact);

@@ -13,6 +13,7 @@
 //! 2. Nothing starts while the pauses can't be read.
 //! 3. In flight ≤ `concurrency`; heads ≤ `prefetch`; endings not yet written are bounded by both.
 
+mod breaking;
 mod dispatch;
 mod endings;
 mod reading;
@@ -28,6 +29,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use breaking::Breaking;
+
 use super::clock::Clock;
 use super::handlers::{Handler, Outcome};
 use super::housekeeping::{Control, Tick};
@@ -37,6 +40,7 @@ use super::reader::{Answer, Reader, Which};
 use super::scheduler::{Picked, Scheduler, Slots};
 use super::vitals::Vitals;
 use super::{Settings, Shared};
+use crate::streams::breaker::Circuit;
 use crate::streams::bus::Bus;
 use crate::streams::control::Pauses;
 use crate::streams::envelope::Envelope;
@@ -88,6 +92,13 @@ pub enum Event {
         entries: Vec<Leased>,
         /// When the next of the family is due, ms.
         next: Option<u64>,
+    },
+    /// A circuit breaker was changed, or found changed.
+    Breaker {
+        /// Its family.
+        family: Family,
+        /// What it is now; `None` is closed.
+        circuit: Option<Circuit>,
     },
     /// The registry changed.
     PlansChanged,
@@ -168,6 +179,8 @@ pub struct Session {
     /// Entries read after a pause that we haven't seen yet, and the counter that tells of it.
     deferred: Vec<Leased>,
     unseen_rev: u64,
+    /// Circuit breakers, what this drainer saw of families, and its probes.
+    breaking: Breaking,
     /// The last turn ended at its bound: there may be more to start.
     turn_is_cut: bool,
 }
@@ -226,6 +239,7 @@ impl Session {
             ticks: 0,
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
+            breaking: Breaking::default(),
             deferred: Vec::new(),
             unseen_rev: 0,
             unrouted: HashSet::new(),
@@ -355,6 +369,7 @@ impl Session {
                     self.due.insert(family, next);
                 }
             }
+            Event::Breaker { family, circuit } => self.on_breaker(family, circuit),
             Event::PlansChanged => self.replan(),
             Event::Quarantined(mut picked) => {
                 // Its mark is stored: whatever ends it must take the mark away too.

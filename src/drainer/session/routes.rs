@@ -42,7 +42,7 @@ impl Session {
         self.apply_hold(family);
     }
 
-    /// A family is held by a pause, for want of a handler, or because another drainer runs it in order.
+    /// A family is held by a pause or its circuit breaker, for want of a handler, or because another drainer runs it in order.
     pub(super) fn apply_hold(&mut self, family: &Family) {
         let plan = self.plan(family);
         let unrouted = plan.handler.is_none();
@@ -55,7 +55,8 @@ impl Session {
             self.outbox.fact(fact.with("eventName", family.as_str()).with("reason", reason));
         }
         let elsewhere = plan.ordered && !self.shared.holds_ordered(&self.bus, family);
-        let held = unrouted || elsewhere || self.pauses.until(family, self.now_ms()).is_some();
+        let held =
+            unrouted || elsewhere || self.pauses.until(family, self.now_ms()).is_some() || self.is_broken(family);
         for (lane, head) in self.scheduler.set_held(family, held) {
             self.hand_back(&lane, &head.item);
         }

@@ -186,6 +186,7 @@ impl Session {
         match control {
             Ok(control) => {
                 self.pauses = control.pauses;
+                self.learn_circuits(control.circuits);
                 self.pauses_read = Some(Instant::now());
                 self.next_later = control.next_later;
                 // Merged, not replaced: what failed a moment ago may not be in this snapshot yet. A stale entry costs
@@ -232,7 +233,7 @@ impl Session {
                     self.know(&lane);
                 }
             }
-            Some(("pause" | "resume", _)) => self.control_at = Instant::now(),
+            Some(("pause" | "resume" | "breaker", _)) => self.control_at = Instant::now(),
             Some(("ready", name)) => {
                 if let Ok(lane) = name.parse::<Lane>() {
                     self.know(&lane);

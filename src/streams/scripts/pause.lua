@@ -3,6 +3,7 @@
 pause.lua: hold a family.
 
 KEYS  1 pauses hash   2 pause-expiry zset   3 journal stream   4 meta hash (counter `rev`)
+      5 the observer's memory (hash: family -> JSON, see `observe_apply.lua`)
 ARGV  1 family   2 ttl ms   3 record without times (JSON object)   4 source `manual` | `observer`
       5 '1' to replace a longer manual pause   6 control channel   7 journal blob
 Returns {'ok', record, replaced record or ''} | {'refused', reason, standing record}
@@ -10,7 +11,7 @@ Returns {'ok', record, replaced record or ''} | {'refused', reason, standing rec
 Invariant: hash and zset change together, with the journal record; times are Redis's; a manual pause beats the
       observer's. An unreadable standing record counts as a pause. allow-oom: a full Redis must still be pausable.
 ]]
-local pauses, expiry, journal, meta = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local pauses, expiry, journal, meta, memory = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local family, ttl, record, source, force, channel, blob =
   ARGV[1], tonumber(ARGV[2]), cjson.decode(ARGV[3]), ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local time = redis.call('TIME')
@@ -42,6 +43,13 @@ for _, key in ipairs({'appliedAtMs', 'expiresAtMs', 'ttlMs', 'rev'}) do
 end
 redis.call('HSET', pauses, family, text)
 redis.call('ZADD', expiry, now + ttl, family)
+-- An observer's pause that is replaced ends here, for its budget too.
+local readable, own = pcall(cjson.decode, redis.call('HGET', memory, family) or '')
+if readable and type(own) == 'table' and own.pauses then
+  local last = own.pauses[#own.pauses]
+  if last and last[2] > now then last[2] = now end
+  redis.call('HSET', memory, family, cjson.encode(own))
+end
 redis.call('XADD', journal, '*', 'b', blob, 'c', text)
 redis.call('PUBLISH', channel, 'pause ' .. family)
 return {'ok', text, standing or ''}

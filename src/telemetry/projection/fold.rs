@@ -15,6 +15,10 @@ use crate::streams::records::{Dispatches, Enqueue, Fact, Level};
 const PAUSES: usize = 512;
 /// Families with remembered pauses.
 const PAUSED_FAMILIES: usize = 4096;
+/// Families whose last dispatch and failures are remembered.
+const FAMILIES: usize = 512;
+/// Failing events of one family that are told apart.
+const FAILING: usize = 8;
 /// Recent samples of each kind that are remembered.
 const RECENT: usize = 25;
 /// Clocks that agree within this agree.
@@ -98,6 +102,12 @@ pub struct State {
     pub mismatches: VecDeque<Recent>,
     /// Triage that could not decide.
     pub fallbacks: VecDeque<Recent>,
+    /// Family → the last distinct events that failed downstream, with when, ms.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failing: BTreeMap<String, VecDeque<(u64, String)>>,
+    /// Family → when something of it last started, ms.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dispatched: BTreeMap<String, u64>,
     /// Action → its last record, of the few actions that [`LAST`] names.
     pub last: BTreeMap<String, Recent>,
 }
@@ -128,6 +138,31 @@ impl State {
     fn paused_ms(&self, family: &str, from: u64, to: u64) -> u64 {
         let overlap = |(start, end): &(u64, u64)| (*end).min(to).saturating_sub((*start).max(from));
         self.pauses.get(family).map_or(0, |pauses| pauses.iter().map(overlap).sum())
+    }
+
+    /// Something of `family` started.
+    fn dispatched(&mut self, family: &str, at: u64) {
+        if self.is_past {
+            return;
+        }
+        if let Some(last) = self.dispatched.get_mut(family) {
+            *last = at.max(*last);
+        } else if self.dispatched.len() < FAMILIES {
+            self.dispatched.insert(family.to_owned(), at);
+        }
+    }
+
+    /// An event of `family` failed downstream.
+    fn failed(&mut self, family: &str, event_id: &str, at: u64) {
+        if self.is_past || (self.failing.len() >= FAMILIES && !self.failing.contains_key(family)) {
+            return;
+        }
+        let events = self.failing.entry(family.to_owned()).or_default();
+        events.retain(|(_, id)| id != event_id);
+        events.push_back((at, event_id.to_owned()));
+        if events.len() > FAILING {
+            events.pop_front();
+        }
     }
 
     fn pause_begins(&mut self, family: &str, at: u64, until: u64) {
@@ -204,7 +239,9 @@ impl Fold {
         let table = minutes.entry(minute_of(id.ms)).or_default();
         let is_read = journal::walk(id, fields, &mut |part| match part {
             Part::Enqueue(batch, lines) => take_enqueue(batch, lines, table),
-            Part::Dispatches { batch, ended, refused } => take_dispatches(batch, ended, refused, state, table),
+            Part::Dispatches { batch, ended, refused } => {
+                take_dispatches(batch, ended, refused, state, table);
+            }
             Part::Fact(fact) => take_fact(id, &fact, state, table),
         });
         if !is_read {
@@ -249,7 +286,7 @@ fn take_enqueue(batch: &Enqueue, lines: &[&str], table: &mut Table) {
     }
 }
 
-fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &State, table: &mut Table) {
+fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &mut State, table: &mut Table) {
     let refused: HashSet<&str> = refused.iter().copied().collect();
     let mut totals: BTreeMap<(u16, u16), (u64, u64)> = BTreeMap::new();
     // Samples of a lane are looked up once for a run of its rows.
@@ -295,6 +332,9 @@ fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &St
                 ends.push(row.duration_us);
                 whole.push(row.wait_ms.saturating_mul(1000).saturating_add(row.duration_us));
             }
+        }
+        if let Some(last) = of_lane.iter().filter(|row| !row.start_known).map(|row| row.started_ms).max() {
+            state.dispatched(family, last);
         }
         let done = format!("{lane}|completed");
         let all: [(&str, &str, Vec<u64>); 4] = [
@@ -362,6 +402,11 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
                 }
             } else {
                 table.count(format!("retry|{lane}|{}", retry_reason(fact)), 1);
+            }
+            // Older records don't say: a failure is then one of the target.
+            if fact.metadata.get("downstream").and_then(Value::as_bool) != Some(false) {
+                table.count(format!("downstream|{lane}|"), 1);
+                state.failed(family, fact.event_id.as_deref().unwrap_or_default(), id.ms);
             }
             let error = fact.error.as_deref().unwrap_or_default();
             remember(state.is_past, &mut state.failures, recent(error, None));

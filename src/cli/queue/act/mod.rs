@@ -48,7 +48,7 @@ pub(in crate::cli) fn actor(asked: Option<&str>, context: &Context) -> String {
 }
 
 /// A reason that was given, or one that says which command it was.
-fn reason_or(asked: Option<&str>, fallback: impl FnOnce() -> String) -> String {
+pub(in crate::cli) fn reason_or(asked: Option<&str>, fallback: impl FnOnce() -> String) -> String {
     asked.map(str::trim).filter(|reason| !reason.is_empty()).map_or_else(fallback, str::to_owned)
 }
 

@@ -96,6 +96,17 @@ pub fn explain(hold: &Hold, family: Option<&Family>, now_ms: u64) -> Explained {
             let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
             (format!("{name} is paused until {}{reason}.", at(*until_ms)), Some(format!("queue resume {name}")))
         }
+        Hold::Broken { state, until_ms, error } => {
+            let after = if error.is_empty() { String::new() } else { format!(" after: {error}") };
+            let then = match (state.as_str(), until_ms) {
+                ("open", Some(until)) => format!("; one event is tried at {}", at(*until)),
+                ("half_open", _) => "; one event at a time is tried".to_owned(),
+                (_, Some(until)) => format!(" until {}", at(*until)),
+                _ => String::new(),
+            };
+            let sentence = format!("The circuit breaker of {name} is {}{after}{then}.", state.replace('_', " "));
+            (sentence, Some(format!("queue breaker reset {name}")))
+        }
         Hold::Retry { due_ms, error } => {
             let error = error.as_ref().map(|error| format!(" after: {error}")).unwrap_or_default();
             let due =
