@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::declare::{
     Declared, bytes, choice, cidrs, count, flag, http_url, ip, key_prefix, list, memory_budget, ms, optional,
-    optional_text, path, seconds, secret, settings, share, span, span_or_off, text, words,
+    optional_text, path, seconds, secret, settings, share, span, span_or_off, spans, text, words,
 };
 use super::units::{Cidr, MemoryBudget};
 pub use super::webhook_secrets::{PATTERNS, SecretRow, Variables, WEBHOOK_SECRETS};
@@ -192,6 +192,14 @@ settings! {
         joelclaw_require_timestamp: bool = flag(), "JOELCLAW_WEBHOOK_REQUIRE_TIMESTAMP", default "false";
         /// Events that the relay may emit, comma-separated, with `*` for any text. Empty: all but `inngest/…`.
         joelclaw_allowed_events: Vec<String> = list(), "JOELCLAW_WEBHOOK_ALLOWED_EVENTS", default "";
+        /// Address ranges that endpoints of outbound webhooks may have although they are not public; also by http.
+        allowed_subnets: Vec<Cidr> = cidrs(), "WEBHOOK_ALLOWED_SUBNETS", default "";
+        /// How long one request to an endpoint may take.
+        endpoint_timeout: Duration = ms(100..=300_000), "WEBHOOK_ENDPOINT_TIMEOUT_MS", default "15000";
+        /// What is waited after each failed attempt, a fifth more or less. When the attempt after the last one fails, the delivery is a dead letter.
+        endpoint_retries: Vec<Duration> = spans(), "WEBHOOK_ENDPOINT_RETRIES", default "5s,5m,30m,2h,5h,10h,10h";
+        /// An endpoint that did nothing but fail for so long is disabled.
+        endpoint_disable_after: Option<Duration> = span_or_off(), "WEBHOOK_ENDPOINT_DISABLE_AFTER", default "5d";
     }
 
     /// An external Inngest server for `inngest` handlers.

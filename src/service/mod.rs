@@ -35,6 +35,8 @@ use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
+use crate::outbound::store::Endpoints;
+use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
@@ -177,6 +179,15 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         watched.await;
         Ok(())
     });
+    let endpoints = Endpoints::new(bus.separate());
+    if let Err(error) = endpoints.refresh().await {
+        tracing::warn!(error = %chain(&error), "the endpoints are not known yet");
+    }
+    let watched = endpoints.clone().watch(stop.clone());
+    tasks.spawn(async move {
+        watched.await;
+        Ok(())
+    });
     let appender = Appender::start(&bus, append_settings(config));
     let settings = engine::Settings { recorder: Some(telemetry.recorder.clone()), ..engine_settings(config)? };
     let engine =
@@ -194,7 +205,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             registry.clone(),
             routes::HandlerSettings::from_config(config, inngest.as_ref()),
             engine.clone(),
-        );
+        )
+        .with_outbound(outbound(config, &bus, endpoints.clone())?);
         let running = engine.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
@@ -228,7 +240,12 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     let leased = Leased::default();
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
-        let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
+        let routes = AdmissionRoutes {
+            registry: registry.clone(),
+            functions: functions.clone(),
+            endpoints: endpoints.clone(),
+            is_inngest_served,
+        };
         let admission = Admission::new(Arc::new(appender), Arc::new(routes));
         let senders = senders::senders(config, &leased)?;
         let echoes = Arc::new(BusEchoes(bus.clone()));
@@ -331,13 +348,24 @@ async fn sdk_port(config: &Config) -> Option<tokio::net::TcpListener> {
     }
 }
 
+/// What sends events to endpoints.
+fn outbound(config: &Config, bus: &Bus, endpoints: Endpoints) -> Result<Outbound, Error> {
+    let limits = append_settings(config);
+    // A delivery is its event's data and a little around it.
+    let limits = append::Settings { max_event_bytes: limits.max_event_bytes + 4096, ..limits };
+    let appender = Appender::start(bus, limits);
+    Outbound::new(bus.separate(), endpoints, appender, outbound::Settings::from_config(config)).map_err(Error::Task)
+}
+
 /// What commands that emit use.
 pub async fn admission(config: &Config, bus: &Bus, registry: &RegistryHandle, is_inngest_served: bool) -> Admission {
     let appender = Appender::start(bus, append_settings(config));
     let functions = Functions::new(bus.clone());
     // Only the mark `unrouted` depends on it.
     let _ = functions.refresh().await;
-    let routes = AdmissionRoutes { registry: registry.clone(), functions, is_inngest_served };
+    let endpoints = Endpoints::new(bus.clone());
+    let _ = endpoints.refresh().await;
+    let routes = AdmissionRoutes { registry: registry.clone(), functions, endpoints, is_inngest_served };
     Admission::new(Arc::new(appender), Arc::new(routes))
 }
 

@@ -197,6 +197,18 @@ impl Keys {
         format!("{}:journal:state:{reader}", self.tag)
     }
 
+    /// Outbound webhooks: `endpoints`, `disabled` (hashes by endpoint id) and `rev`.
+    #[must_use]
+    pub fn outbound(&self, name: &str) -> String {
+        format!("{}:outbound:{name}", self.tag)
+    }
+
+    /// Hash: how one endpoint of outbound webhooks does.
+    #[must_use]
+    pub fn outbound_health(&self, endpoint: &str) -> String {
+        format!("{}:outbound:health:{endpoint}", self.tag)
+    }
+
     /// Hash, PX: histograms of one kind and minute.
     #[must_use]
     pub fn latency(&self, kind: &str, minute: u64) -> String {
