@@ -363,6 +363,12 @@ impl Admission {
         Ok(accepted.collect())
     }
 
+    /// Whether these events could be admitted, were there a Redis to take them. No I/O.
+    pub fn check(&self, emits: &[Emit<'_>]) -> Result<(), Error> {
+        let (now, of) = (chrono::Utc::now().timestamp_millis(), emits.len());
+        emits.iter().enumerate().try_for_each(|(index, emit)| self.prepare(emit, Place { index, of }, now).map(drop))
+    }
+
     /// Validates one event and looks its route up. No I/O.
     fn prepare(&self, emit: &Emit<'_>, place: Place, now: i64) -> Result<Prepared, Error> {
         let name: Family = emit.name.parse().map_err(|source| Error::InvalidEventName { place, source })?;

@@ -5,6 +5,7 @@
 //! | stored | 200 `{"ok":true,"events":n,"queued":q,"direct":d,"deliveryId":…}` |
 //! | verified, nothing to emit | 200 `{"ok":true,"events":0,"note":"No matching events"}` |
 //! | the delivery was stored before | 200 `{"ok":true,"events":0,"duplicate":true}` |
+//! | kept on this machine until Redis is back | 202 `{"ok":true,"events":n,"spooled":true}` |
 //! | anything else | `{"ok":false,"error":…}` with the status of [`Refused`] |
 
 use std::net::IpAddr;
@@ -103,6 +104,7 @@ pub(super) enum Taken {
     Stored { key: String, ids: Vec<String>, queued: usize, answers: Answers },
     Duplicate,
     Dropped(Skip),
+    Spooled { events: usize },
     Challenge(String),
 }
 
@@ -112,6 +114,7 @@ impl Taken {
             Self::Stored { .. } => Outcome::Accepted,
             Self::Duplicate => Outcome::Duplicate,
             Self::Dropped(_) => Outcome::Dropped,
+            Self::Spooled { .. } => Outcome::Spooled,
             Self::Challenge(_) => Outcome::Challenge,
         }
     }
@@ -141,6 +144,9 @@ impl IntoResponse for Taken {
             }
             Self::Duplicate => Json(json!({ "ok": true, "events": 0, "duplicate": true })).into_response(),
             Self::Dropped(_) => Json(json!({ "ok": true, "events": 0, "note": "No matching events" })).into_response(),
+            Self::Spooled { events } => {
+                (StatusCode::ACCEPTED, Json(json!({ "ok": true, "events": events, "spooled": true }))).into_response()
+            }
             Self::Challenge(text) => text.into_response(),
         }
     }

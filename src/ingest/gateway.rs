@@ -5,7 +5,8 @@
 //!
 //! A delivery is claimed and appended by one script ([`crate::streams::append::NewEvent::once`] and the event id), so
 //! there is no moment at which it is claimed but not stored, and of two copies at once one is told `duplicate` only
-//! after the other is stored. While Redis is away the answer is 503, and the provider or its operator sends again.
+//! after the other is stored. While Redis is away the answer is 503, and the provider sends again; what a provider would
+//! not send again is put into the [`super::spool`], and so is whatever comes while anything is in there.
 //!
 //! Every delivery that was answered goes through [`Gateway::answered`], whatever became of it. The answers themselves
 //! are in [`super::answer`].
@@ -37,7 +38,8 @@ use super::peer::Peer;
 use super::providers::{Answers, DeliveryKey, NormalizedEvent, Provider, Senders, Skip};
 use super::request_body;
 use super::signature::{Clock, Delivery, Refusal, Slot};
-use crate::config::Cidr;
+use super::spool::{self, Spool, Spooled, SpooledEvent};
+use crate::config::{Cidr, SpoolFor};
 use crate::diagnose::{Diagnose, chain};
 use crate::streams::append::{self, Once};
 use crate::streams::envelope::MAX_EVENT_ID_BYTES;
@@ -49,6 +51,8 @@ const QUEUED: (&str, &str) = ("github", "workflow_run.completed");
 const HANDSHAKES: Rate = Rate { count: 10, per: Duration::from_secs(60) };
 /// The longest delivery key that is remembered as it is; longer ones by their hash.
 const MAX_KEY_BYTES: usize = 160;
+/// More than the envelope of an event adds to its payload.
+const ENVELOPE_BYTES: usize = 4096;
 /// How long the echo filter may be asked.
 const ECHO_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -79,6 +83,10 @@ pub struct GatewaySettings {
     pub trusted_proxies: Vec<Cidr>,
     /// Emitters that use the queue, lower case.
     pub pilots: BTreeSet<String>,
+    /// Whose deliveries may go into the spool.
+    pub spool_for: SpoolFor,
+    /// The largest event that an append takes, envelope included.
+    pub max_event_bytes: usize,
     /// A clock that stands still, seconds since the epoch: for tests and recorded requests. `None` is the system's.
     pub now_s: Option<i64>,
 }
@@ -98,6 +106,8 @@ impl Default for GatewaySettings {
             rate_limits: HashMap::new(),
             trusted_proxies: Cidr::loopback().to_vec(),
             pilots: BTreeSet::new(),
+            spool_for: SpoolFor::NoRetryProviders,
+            max_event_bytes: 512 * 1024,
             now_s: None,
         }
     }
@@ -113,6 +123,15 @@ pub trait Echoes: Send + Sync {
     fn is_ours<'a>(&'a self, task: &'a str) -> BoxFuture<'a, Result<bool, String>>;
 }
 
+/// What a gateway works with beside admission.
+#[derive(Default)]
+pub struct Beside {
+    /// Without it nothing is an echo.
+    pub echoes: Option<Arc<dyn Echoes>>,
+    /// Without it an outage is always answered 503.
+    pub spool: Option<Spool>,
+}
+
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gateway(Arc<Inner>);
@@ -121,7 +140,7 @@ struct Inner {
     settings: GatewaySettings,
     senders: ArcSwap<Senders>,
     admission: Admission,
-    echoes: Option<Arc<dyn Echoes>>,
+    beside: Beside,
     auth_failures: AuthFailures,
     rates: Rates,
     handshakes: Rates,
@@ -137,6 +156,7 @@ impl fmt::Debug for Inner {
 /// What is known of a request so far.
 struct Seen {
     client: IpAddr,
+    received_ms: i64,
     headers: HeaderMap,
     raw: Bytes,
     key: Option<DeliveryKey>,
@@ -147,17 +167,12 @@ struct Seen {
 impl Gateway {
     /// A gateway that appends through `admission`.
     #[must_use]
-    pub fn new(
-        settings: GatewaySettings,
-        senders: Senders,
-        admission: Admission,
-        echoes: Option<Arc<dyn Echoes>>,
-    ) -> Self {
+    pub fn new(settings: GatewaySettings, senders: Senders, admission: Admission, beside: Beside) -> Self {
         let auth_failures = AuthFailures::new(settings.auth_failure_limit, settings.auth_failure_window);
         Self(Arc::new(Inner {
             senders: ArcSwap::from_pointee(senders),
             admission,
-            echoes,
+            beside,
             auth_failures,
             rates: Rates::default(),
             handshakes: Rates::default(),
@@ -197,13 +212,20 @@ impl Gateway {
         }
         let peer = Peer::of(&parts.extensions, &parts.headers, &self.0.settings.trusted_proxies);
         let headers = std::mem::take(&mut parts.headers);
-        let mut seen =
-            Seen { client: peer.address, headers, raw: Bytes::new(), key: None, slot: None, events: Vec::new() };
+        let mut seen = Seen {
+            client: peer.address,
+            received_ms,
+            headers,
+            raw: Bytes::new(),
+            key: None,
+            slot: None,
+            events: Vec::new(),
+        };
         let (outcome, reason, response) = match self.take(senders, provider, peer, body, &mut seen).await {
             Ok(taken) => (taken.outcome(), taken.reason(), taken.into_response()),
             Err(refused) => (refused.outcome(), Some(refused.reason()), refused.into_response()),
         };
-        let Seen { client, headers, raw, key, slot, events } = seen;
+        let Seen { client, received_ms, headers, raw, key, slot, events } = seen;
         self.answered(Answered {
             provider: provider.id(),
             client,
@@ -343,7 +365,7 @@ impl Gateway {
     async fn without_echoes(&self, events: Vec<NormalizedEvent>) -> Result<Vec<NormalizedEvent>, Skip> {
         let mut kept = Vec::with_capacity(events.len());
         for event in events {
-            let is_echo = match (&event.echo_of, &self.0.echoes) {
+            let is_echo = match (&event.echo_of, &self.0.beside.echoes) {
                 (Some(task), Some(echoes)) => {
                     let asked = tokio::time::timeout(ECHO_TIMEOUT, echoes.is_ours(task)).await;
                     asked.unwrap_or_else(|_| Err("no answer in time".to_owned())).unwrap_or_else(|error| {
@@ -387,24 +409,91 @@ impl Gateway {
                 is_queued: is_queued(event),
             })
             .collect();
-        let admitted = tokio::time::timeout(settings.append_timeout, self.0.admission.admit_batch(&emits)).await;
-        let accepted = match admitted {
-            Ok(Ok(accepted)) => accepted,
-            Ok(Err(error)) => return self.not_admitted(provider, &error),
-            Err(_) => return Err(append_failed(provider, "not confirmed in time")),
+        let began = Instant::now();
+        let spool = self.spool_of(provider, &ready);
+        let failed = match self.admit(&emits, spool).await {
+            Ok(accepted) => return Ok(self.accepted(provider, key, &accepted, seen)),
+            Err(NotAdmitted::Refused(error)) => return self.refused(provider, &error),
+            Err(NotAdmitted::Later(failed)) => failed,
         };
-        for (told, stored) in std::iter::zip(&mut seen.events, &accepted) {
+        let Some(spool) = spool else { return Err(append_failed(provider, &failed)) };
+        let delivery = Spooled {
+            source: source.clone(),
+            received_ms: seen.received_ms,
+            events: ready.iter().map(|event| event.spooled(window)).collect(),
+        };
+        let left = settings.append_timeout.saturating_sub(began.elapsed()).max(Duration::from_millis(500));
+        let put = tokio::time::timeout(left, spool.put(&delivery)).await;
+        match put.map_err(|_| "not on disk in time".to_owned()).and_then(|put| put.map_err(|error| error.to_string())) {
+            Ok(()) => {
+                for (told, spooled) in std::iter::zip(&mut seen.events, &delivery.events) {
+                    told.id = Some(spooled.id.clone());
+                }
+                tracing::warn!(
+                    action = "webhook.spooled",
+                    provider = provider.id(),
+                    delivery = key.as_str(),
+                    because = failed
+                );
+                Ok(Taken::Spooled { events: events.len() })
+            }
+            Err(error) => Err(append_failed(provider, &format!("{failed}; {error}"))),
+        }
+    }
+
+    /// Appends, unless something waits on the disk already: then these have to wait behind it.
+    async fn admit(&self, emits: &[Emit<'_>], spool: Option<&Spool>) -> Result<Vec<Accepted>, NotAdmitted> {
+        let behind = || NotAdmitted::Later("earlier deliveries wait on the disk".to_owned());
+        if spool.is_some_and(Spool::holds_any) {
+            return Err(self.0.admission.check(emits).map_or_else(NotAdmitted::Refused, |()| behind()));
+        }
+        let until_held = async {
+            match spool {
+                Some(spool) => spool.until_held().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            admitted = tokio::time::timeout(self.0.settings.append_timeout, self.0.admission.admit_batch(emits)) => {
+                match admitted {
+                    Ok(Ok(accepted)) => Ok(accepted),
+                    Ok(Err(error)) if spool::is_outage(&error) => Err(NotAdmitted::Later(chain(&error))),
+                    Ok(Err(error)) => Err(NotAdmitted::Refused(error)),
+                    Err(_) => Err(NotAdmitted::Later("not confirmed in time".to_owned())),
+                }
+            }
+            // Another one gave up on Redis. Should this append still succeed, the spool's is known by its ids.
+            () = until_held => Err(behind()),
+        }
+    }
+
+    /// The spool, where it takes deliveries of this provider and these events.
+    fn spool_of(&self, provider: &dyn Provider, events: &[Ready]) -> Option<&Spool> {
+        let settings = &self.0.settings;
+        let is_for = match settings.spool_for {
+            SpoolFor::All => true,
+            SpoolFor::NoRetryProviders => !provider.redelivers(),
+            SpoolFor::Off => false,
+        };
+        let fits = events.iter().all(|event| event.data.as_str().len() + ENVELOPE_BYTES <= settings.max_event_bytes);
+        self.0.beside.spool.as_ref().filter(|_| is_for && fits)
+    }
+
+    fn accepted(&self, provider: &dyn Provider, key: &DeliveryKey, accepted: &[Accepted], seen: &mut Seen) -> Taken {
+        for (told, stored) in std::iter::zip(&mut seen.events, accepted) {
             told.id = Some(stored.event_id.clone());
             told.stream_id = stored.stream_id.map(|id| id.to_string());
         }
         if accepted.iter().all(|event| event.duplicate.is_some()) {
             tracing::info!(action = "webhook.duplicate", provider = provider.id(), delivery = key.as_str());
-            return Ok(Taken::Duplicate);
+            return Taken::Duplicate;
         }
-        Ok(stored(provider, key, &accepted, &seen.events))
+        stored(provider, key, accepted, &seen.events)
     }
 
-    fn not_admitted(&self, provider: &dyn Provider, error: &admission::Error) -> Result<Taken, Refused> {
+    /// Nothing that sending it again would mend.
+    fn refused(&self, provider: &dyn Provider, error: &admission::Error) -> Result<Taken, Refused> {
         match error {
             admission::Error::Append(append::Error::TooLarge { .. }) => {
                 tracing::error!(action = "webhook.forward.failed", provider = provider.id(), error = %error);
@@ -422,6 +511,14 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Why an append gave no answer that is a success.
+enum NotAdmitted {
+    /// It never will.
+    Refused(admission::Error),
+    /// It may, later.
+    Later(String),
 }
 
 /// An event as it is offered to admission.
@@ -445,6 +542,18 @@ impl Ready {
             data: event.data.clone(),
             meta: meta(provider.id(), &event.name),
             once: once_key(provider.id(), key, index),
+        }
+    }
+
+    /// With an id, so that it can be appended twice and be there once.
+    fn spooled(&self, window: Duration) -> SpooledEvent {
+        SpooledEvent {
+            name: self.name.clone(),
+            id: self.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+            data: self.data.clone(),
+            meta: self.meta.clone(),
+            once: self.once.clone(),
+            window_ms: u64::try_from(window.as_millis()).unwrap_or(u64::MAX),
         }
     }
 

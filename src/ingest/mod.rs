@@ -23,3 +23,4 @@ pub mod providers;
 pub mod request_body;
 pub mod signature;
 pub mod sources;
+pub mod spool;

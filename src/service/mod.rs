@@ -21,7 +21,7 @@ use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources};
+use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources, SpoolFor};
 use crate::diagnose::{Diagnose, Exit, chain};
 use crate::drainer::scheduler::{self, Rules};
 use crate::drainer::vitals::Vitals;
@@ -33,8 +33,9 @@ use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
-use crate::ingest::gateway::{Echoes, Gateway, GatewaySettings};
+use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
+use crate::ingest::spool::Spool;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
@@ -248,15 +249,23 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         };
         let admission = Admission::new(Arc::new(appender), Arc::new(routes));
         let senders = senders::senders(config, &leased)?;
-        let echoes = Arc::new(BusEchoes(bus.clone()));
-        let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), Some(echoes));
+        let spool = spool(config);
+        if let Some(spool) = &spool {
+            let draining = spool.clone().drain(admission.clone(), stop.clone());
+            tasks.spawn(async move {
+                draining.await;
+                Ok(())
+            });
+        }
+        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone() };
+        let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), beside);
         served = Some(gateway.clone());
         let keeping = senders::keep(config.clone(), leased.clone(), gateway.clone(), stop.clone());
         tasks.spawn(async move {
             keeping.await;
             Ok(())
         });
-        let readiness = readiness(&bus, vitals, &functions, config, stop.clone());
+        let readiness = readiness(&bus, vitals, &functions, spool, config, stop.clone());
         let parts = server::Parts {
             gateway,
             event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
@@ -458,6 +467,8 @@ fn gateway_settings(config: &Config) -> GatewaySettings {
         rate_limits: rates.filter_map(|(name, text)| Some((id(name), given(name, text, Rate::parse(text))?))).collect(),
         hash_dedup_window: webhook.hash_dedup_ttl,
         tolerance: webhook.timestamp_tolerance,
+        spool_for: webhook.spool,
+        max_event_bytes: config.queue.max_event_bytes,
         append_timeout: webhook.append_timeout,
         dedup_window: webhook.dedup_ttl,
         auth_failure_limit: webhook.auth_failure_limit,
@@ -519,6 +530,20 @@ fn event_keys(config: &Config) -> Vec<secrecy::SecretString> {
     keys.map(secrecy::SecretString::from).collect()
 }
 
+/// The spool of webhooks, unless it is off or can't be used: then an outage of Redis is answered 503.
+fn spool(config: &Config) -> Option<Spool> {
+    if config.webhook.spool == SpoolFor::Off {
+        return None;
+    }
+    match Spool::open(config.webhook.spool_dir.clone(), config.webhook.spool_max_bytes) {
+        Ok(spool) => Some(spool),
+        Err(error) => {
+            tracing::warn!(action = "webhook.spool.unusable", error = %chain(&error), "webhooks are not kept while Redis is away");
+            None
+        }
+    }
+}
+
 /// What the system did itself, from the Redis in which it says so.
 struct BusEchoes(Bus);
 
@@ -528,10 +553,21 @@ impl Echoes for BusEchoes {
     }
 }
 
+/// Deliveries on the disk that Redis should have taken by now.
+fn spool_waits(spool: &Spool) -> Result<(), String> {
+    let depth = spool.depth();
+    let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+    match depth.oldest_ms.map(|oldest| now.saturating_sub(oldest) / 1000) {
+        Some(age_s) if age_s >= 60 => Err(format!("{} deliveries wait, the oldest for {age_s} s", depth.deliveries)),
+        _ => Ok(()),
+    }
+}
+
 fn readiness(
     bus: &Bus,
     vitals: Option<Arc<Vitals>>,
     functions: &Functions,
+    spool: Option<Spool>,
     config: &Config,
     stop: CancellationToken,
 ) -> Readiness {
@@ -545,6 +581,10 @@ fn readiness(
         let functions = functions.clone();
         async move { agreement(&functions).await }
     });
+    let readiness = match spool {
+        Some(spool) => readiness.with("spool", move || std::future::ready(spool_waits(&spool))),
+        None => readiness,
+    };
     let Some(vitals) = vitals else { return readiness };
     let limit = config.drainer.stall_after;
     readiness.with("drainer", move || {

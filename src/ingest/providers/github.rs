@@ -71,7 +71,7 @@ impl Provider for Github {
             ("workflow_run", "completed") => workflow_run_completed(&delivery_id(delivery), &hook),
             ("package", "published") => package_published(&delivery_id(delivery), &hook),
             (kind, action) if self.passthrough.contains(kind) => {
-                passed_on(kind, action, &delivery_id(delivery), &hook, body)
+                passed_on(kind, action, &delivery_id(delivery), &hook, body)?
             }
             ("workflow_run" | "package", _) => return Err(Skip::FilteredAction),
             _ => return Err(Skip::UnmappedType),
@@ -173,7 +173,13 @@ fn package_published(delivery_id: &str, hook: &Fields<'_>) -> NormalizedEvent {
 }
 
 /// An event as it came, for names that the operator asked for.
-fn passed_on(kind: &str, action: &str, delivery_id: &str, hook: &Fields<'_>, body: &JsonObject) -> NormalizedEvent {
+fn passed_on(
+    kind: &str,
+    action: &str,
+    delivery_id: &str,
+    hook: &Fields<'_>,
+    body: &JsonObject,
+) -> Result<NormalizedEvent, Skip> {
     let name = if action.is_empty() { kind.to_owned() } else { format!("{kind}.{action}") };
     let texts = [
         delivery_id.to_owned(),
@@ -190,5 +196,6 @@ fn passed_on(kind: &str, action: &str, delivery_id: &str, hook: &Fields<'_>, bod
         ("payload", body.as_str()),
     ]);
     let id = format!("github-{name}-{delivery_id}");
-    NormalizedEvent::new(name, id, JsonObject::parse(&data).unwrap_or_default())
+    // One level deeper than the body was: at the limit of nesting there is no such event.
+    Ok(NormalizedEvent::new(name, id, JsonObject::parse(&data).map_err(|_| Skip::InvalidEvent)?))
 }

@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use system_bus::config::{Config, Sources};
 use system_bus::ingest::admission::{Admission, Append, Route, Routes};
 use system_bus::ingest::event_api::{EventApi, EventApiSettings, PublicIds};
-use system_bus::ingest::gateway::{Echoes, Gateway, GatewaySettings};
+use system_bus::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use system_bus::ingest::providers::Senders;
 use system_bus::server::{self, Parts, health::Readiness};
 use system_bus::service::senders::{self, Leased};
@@ -149,7 +149,12 @@ impl Server {
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
             metrics: None,
-            gateway: Gateway::new(gateway, senders, admission.clone(), Some(memory.clone())),
+            gateway: Gateway::new(
+                gateway,
+                senders,
+                admission.clone(),
+                Beside { echoes: Some(memory.clone()), ..Beside::default() },
+            ),
             event_api: EventApi::new(event_api, admission, memory.clone()),
             facade: None,
             readiness: Readiness::new(cancel.clone()),

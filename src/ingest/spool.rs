@@ -1,0 +1,565 @@
+//! The spool: deliveries on the disk of this machine while Redis is away, for senders that never send again.
+//!
+//! A file `<ulid>.mpk` holds one or more deliveries, each a MessagePack value: whoever waits while a file is written
+//! shares the next one, so that a burst costs a few `fsync`s instead of one each. Names sort by age.
+//!
+//! | step | a crash right there leaves |
+//! |---|---|
+//! | `<ulid>.tmp` written and synced | a file that nobody was answered for: removed at the next start |
+//! | renamed to `<ulid>.mpk`, directory synced, then the answer | the delivery, drained at the next start |
+//! | drained: every event appended | the file: drained again, and known by its ids and its delivery |
+//! | file removed | nothing |
+//!
+//! # Invariants
+//! 1. `put` answers `Ok` only after file and directory are synced.
+//! 2. Each event has an id before it is written, so that draining twice appends once.
+//! 3. While anything is held, later deliveries go behind it: what is drained is in order of arrival.
+//! 4. Never more than `max_bytes`, what is being written included.
+//! 5. One process a directory: a lock says so.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
+
+use super::admission::{self, Admission, Emit};
+use crate::diagnose::chain;
+use crate::streams::append::{self, Once};
+use crate::streams::json::JsonObject;
+
+/// Most bytes of one file, so that reading one back is no burden.
+const FILE_MAX_BYTES: usize = 1 << 20;
+/// How long to wait before Redis is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a delivery is not on the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing fits any more.
+    #[error("the spool is full: {held} of {limit} bytes")]
+    Full {
+        /// Bytes held.
+        held: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Another process has it.
+    #[error("another process uses {}", .0.display())]
+    InUse(PathBuf),
+    /// The disk.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A delivery can't be written as MessagePack: a fault of ours.
+    #[error("a delivery can't be encoded: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+    /// Whoever wrote the file has ended in the middle.
+    #[error("the write was abandoned")]
+    Abandoned,
+}
+
+/// One event of a spooled delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpooledEvent {
+    /// The event name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// The payload.
+    pub data: JsonObject,
+    /// The emitter's keys.
+    pub meta: String,
+    /// See [`Once::key`].
+    pub once: String,
+    /// See [`Once::window`], ms.
+    pub window_ms: u64,
+}
+
+/// A spooled delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spooled {
+    /// Who sent it, as the source of its events.
+    pub source: String,
+    /// When it arrived, ms.
+    pub received_ms: i64,
+    /// Its events.
+    pub events: Vec<SpooledEvent>,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Spool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    max_bytes: u64,
+    state: Mutex<State>,
+    /// Held by whoever writes a file.
+    writing: tokio::sync::Mutex<()>,
+    /// Whether anything is held.
+    held: watch::Sender<bool>,
+    /// Something was put.
+    put: Notify,
+    _lock: Flock<File>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// On disk, the oldest first.
+    files: VecDeque<Held>,
+    /// Waiting for the next file.
+    waiting: VecDeque<Waiting>,
+    /// Of files, of what waits and of what is being written.
+    bytes: u64,
+    /// The same, deliveries.
+    deliveries: usize,
+    last: Option<Ulid>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    name: Ulid,
+    bytes: u64,
+    deliveries: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    received_ms: i64,
+    encoded: Vec<u8>,
+    answer: oneshot::Sender<Result<(), Error>>,
+}
+
+/// How much is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Deliveries.
+    pub deliveries: usize,
+    /// Bytes.
+    pub bytes: u64,
+    /// When the oldest file was written, ms.
+    pub oldest_ms: Option<u64>,
+}
+
+impl Spool {
+    /// Opens the directory, makes it where it is missing, and finds what a former process has left.
+    pub fn open(dir: PathBuf, max_bytes: u64) -> Result<Self, Error> {
+        let failed = |source| Error::Disk { path: dir.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
+        let lock = private().create(true).append(true).open(dir.join(".lock")).map_err(failed)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| Error::InUse(dir.clone()))?;
+        let state = found(&dir).map_err(failed)?;
+        let inner = Inner {
+            dir,
+            max_bytes,
+            held: watch::Sender::new(state.deliveries > 0),
+            state: Mutex::new(state),
+            writing: tokio::sync::Mutex::default(),
+            put: Notify::new(),
+            _lock: lock,
+        };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True while anything is held: then a later delivery has to go behind it.
+    #[must_use]
+    pub fn holds_any(&self) -> bool {
+        self.state().deliveries > 0
+    }
+
+    /// How much is held.
+    #[must_use]
+    pub fn depth(&self) -> Depth {
+        let state = self.state();
+        let oldest_ms = state.files.front().map(|file| file.name.timestamp_ms());
+        Depth { deliveries: state.deliveries, bytes: state.bytes, oldest_ms }
+    }
+
+    /// Puts a delivery on the disk.
+    pub async fn put(&self, delivery: &Spooled) -> Result<(), Error> {
+        let encoded = rmp_serde::to_vec_named(delivery)?;
+        let size = encoded.len() as u64;
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut state = self.state();
+            if state.bytes + size > self.0.max_bytes {
+                return Err(Error::Full { held: state.bytes, limit: self.0.max_bytes });
+            }
+            state.bytes += size;
+            state.deliveries += 1;
+            state.waiting.push_back(Waiting { received_ms: delivery.received_ms, encoded, answer });
+        }
+        self.0.held.send_if_modified(|held| !std::mem::replace(held, true));
+        let spool = self.clone();
+        // A task of its own: a caller that gives up must not take the others' answers with it.
+        tokio::spawn(async move {
+            let _writing = spool.0.writing.lock().await;
+            let group = spool.next_group();
+            if !group.is_empty() {
+                spool.write(group).await;
+            }
+        });
+        answered.await.unwrap_or(Err(Error::Abandoned))
+    }
+
+    /// Ends when something is held.
+    pub async fn until_held(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.held.subscribe().wait_for(|held| *held).await;
+    }
+
+    /// Says that nothing is held any more, once that is so.
+    fn settle(&self, state: &State) {
+        if state.deliveries == 0 {
+            self.0.held.send_if_modified(|held| std::mem::replace(held, false));
+        }
+    }
+
+    fn next_group(&self) -> Vec<Waiting> {
+        let mut state = self.state();
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = state.waiting.front() {
+            if !group.is_empty() && bytes + next.encoded.len() > FILE_MAX_BYTES {
+                break;
+            }
+            bytes += next.encoded.len();
+            group.extend(state.waiting.pop_front());
+        }
+        // Those who waited for Redis come after others that arrived later.
+        group.sort_by_key(|waiting| waiting.received_ms);
+        group
+    }
+
+    async fn write(&self, group: Vec<Waiting>) {
+        let (bodies, answers): (Vec<Vec<u8>>, Vec<_>) = group.into_iter().map(|w| (w.encoded, w.answer)).unzip();
+        let (deliveries, bytes) = (bodies.len(), bodies.iter().map(|body| body.len() as u64).sum());
+        let name = self.next_name();
+        let dir = self.0.dir.clone();
+        let written = tokio::task::spawn_blocking(move || store(&dir, name, &bodies)).await;
+        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let mut state = self.state();
+        match &written {
+            Ok(()) => state.files.push_back(Held { name, bytes, deliveries }),
+            Err(_) => {
+                state.bytes -= bytes;
+                state.deliveries -= deliveries;
+                self.settle(&state);
+            }
+        }
+        drop(state);
+        for answer in answers {
+            let told = match &written {
+                Ok(()) => Ok(()),
+                Err(error) => Err(Error::Disk {
+                    path: self.0.dir.clone(),
+                    source: io::Error::new(error.kind(), error.to_string()),
+                }),
+            };
+            let _ = answer.send(told);
+        }
+        self.0.put.notify_one();
+    }
+
+    /// Later than every name before it, whatever the clock does.
+    fn next_name(&self) -> Ulid {
+        let mut state = self.state();
+        let name = match (Ulid::generate(), state.last) {
+            (now, Some(last)) if now <= last => last.increment().unwrap_or(now),
+            (now, _) => now,
+        };
+        state.last = Some(name);
+        name
+    }
+
+    fn path(&self, name: Ulid) -> PathBuf {
+        self.0.dir.join(format!("{name}.mpk"))
+    }
+
+    fn oldest(&self) -> Option<Held> {
+        self.state().files.front().copied()
+    }
+
+    fn forget(&self, held: Held) {
+        let mut state = self.state();
+        if state.files.front().is_some_and(|file| file.name == held.name) {
+            state.files.pop_front();
+            state.bytes -= held.bytes;
+            state.deliveries -= held.deliveries;
+            self.settle(&state);
+        }
+    }
+
+    /// Appends what is held, the oldest first, whenever Redis takes it. Runs until `stop`.
+    pub async fn drain(self, admission: Admission, stop: CancellationToken) {
+        let (mut drained, mut is_away) = (0, false);
+        loop {
+            let Some(held) = self.oldest() else {
+                if drained > 0 {
+                    tracing::info!(action = "webhook.spool.drained", deliveries = drained);
+                    drained = 0;
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.0.put.notified() => continue,
+                }
+            };
+            match self.drain_one(&admission, held).await {
+                Ok(()) => {
+                    drained += held.deliveries;
+                    is_away = false;
+                    self.forget(held);
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut is_away, true) {
+                        let Depth { deliveries, bytes, .. } = self.depth();
+                        tracing::warn!(action = "webhook.spool.waiting", deliveries, bytes, error);
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(RETRY) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Appends a file and removes it. An error means: later.
+    async fn drain_one(&self, admission: &Admission, held: Held) -> Result<(), String> {
+        let path = self.path(held.name);
+        let bytes = match tokio::fs::read(&path).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::error!(action = "webhook.spool.corrupt", path = %path.display(), "a file of the spool is gone");
+                return Ok(());
+            }
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        let (deliveries, mut is_good) = decode(&bytes);
+        let batch: Vec<(&Spooled, &SpooledEvent)> =
+            deliveries.iter().flat_map(|delivery| delivery.events.iter().map(move |event| (delivery, event))).collect();
+        for chunk in batch.chunks(append::BATCH_MAX) {
+            let emits: Vec<Emit<'_>> = chunk.iter().map(|(delivery, event)| event.emit(delivery)).collect();
+            match admission.admit_batch(&emits).await {
+                Ok(_) => {}
+                Err(error) if is_outage(&error) => return Err(chain(&error)),
+                // One of them can't be appended at all. It must not hold the others up.
+                Err(_) => {
+                    for emit in &emits {
+                        match admission.admit(emit.clone()).await {
+                            Ok(_) => {}
+                            Err(error) if is_outage(&error) => return Err(chain(&error)),
+                            Err(error) => {
+                                tracing::error!(action = "webhook.spool.refused", event = emit.name, error = %chain(&error));
+                                is_good = false;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let removed = if is_good { tokio::fs::remove_file(&path).await } else { self.set_aside(&path).await };
+        // It is appended: drained again at the next start, it would be known.
+        if let Err(error) = removed {
+            tracing::error!(path = %path.display(), %error, "a drained file of the spool can't be removed");
+        }
+        Ok(())
+    }
+
+    async fn set_aside(&self, path: &Path) -> io::Result<()> {
+        let bad = self.0.dir.join("bad");
+        tracing::error!(action = "webhook.spool.corrupt", path = %path.display(), "kept in {}", bad.display());
+        tokio::fs::create_dir_all(&bad).await?;
+        tokio::fs::rename(path, bad.join(path.file_name().unwrap_or_default())).await
+    }
+}
+
+/// Whether the same append may succeed later.
+#[must_use]
+pub fn is_outage(error: &admission::Error) -> bool {
+    match error {
+        admission::Error::Append(error) => {
+            !matches!(error, append::Error::TooLarge { .. } | append::Error::TooManyFamilies { .. })
+        }
+        _ => false,
+    }
+}
+
+impl SpooledEvent {
+    fn emit<'a>(&'a self, delivery: &'a Spooled) -> Emit<'a> {
+        Emit {
+            name: &self.name,
+            data: self.data.as_str(),
+            id: Some(&self.id),
+            source: Some(&delivery.source),
+            ts: Some(delivery.received_ms),
+            meta: Some(&self.meta),
+            once: Some(Once { key: self.once.clone(), window: Duration::from_millis(self.window_ms) }),
+            ..Emit::default()
+        }
+    }
+}
+
+/// The deliveries of a file, and whether it held nothing else.
+fn decode(bytes: &[u8]) -> (Vec<Spooled>, bool) {
+    let mut decoder = rmp_serde::Deserializer::new(io::Cursor::new(bytes));
+    let mut deliveries = Vec::new();
+    while decoder.position() < bytes.len() as u64 {
+        let Ok(delivery) = Spooled::deserialize(&mut decoder) else { return (deliveries, false) };
+        if delivery.events.iter().any(|event| JsonObject::parse(event.data.as_str()).is_err()) {
+            return (deliveries, false);
+        }
+        deliveries.push(delivery);
+    }
+    (deliveries, true)
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+/// Writes a file so that it is there whole, or not at all.
+fn store(dir: &Path, name: Ulid, bodies: &[Vec<u8>]) -> io::Result<()> {
+    let (temporary, path) = (dir.join(format!("{name}.tmp")), dir.join(format!("{name}.mpk")));
+    let written = private().write(true).create_new(true).open(&temporary).and_then(|mut file| {
+        bodies.iter().try_for_each(|body| file.write_all(body))?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        File::open(dir)?.sync_all()
+    });
+    if written.is_err() {
+        // Nobody was answered for it, and nobody will be. What was renamed already may stay: it is known by its ids.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// What a former process has left.
+fn found(dir: &Path) -> io::Result<State> {
+    let mut state = State::default();
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|stem| Ulid::from_string(stem.to_str()?).ok());
+        match (name, path.extension().and_then(|end| end.to_str())) {
+            (Some(_), Some("tmp")) => fs::remove_file(&path)?,
+            (Some(name), Some("mpk")) => {
+                let bytes = fs::read(&path)?;
+                files.push(Held { name, bytes: bytes.len() as u64, deliveries: decode(&bytes).0.len().max(1) });
+            }
+            _ => {}
+        }
+    }
+    files.sort_by_key(|held| held.name);
+    state.last = files.last().map(|held| held.name);
+    state.bytes = files.iter().map(|held| held.bytes).sum();
+    state.deliveries = files.iter().map(|held| held.deliveries).sum();
+    state.files = files.into();
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(n: i64) -> Spooled {
+        let event = SpooledEvent {
+            name: "a/b".into(),
+            id: format!("id-{n}"),
+            data: JsonObject::parse(&format!("{{\"n\":{n}}}")).unwrap(),
+            meta: "{}".into(),
+            once: format!("x:{n}"),
+            window_ms: 1000,
+        };
+        Spooled { source: "webhook/x".into(), received_ms: n, events: vec![event] }
+    }
+
+    fn held(spool: &Spool) -> Vec<i64> {
+        let files: Vec<Held> = spool.state().files.iter().copied().collect();
+        let of = |held: &Held| decode(&fs::read(spool.path(held.name)).unwrap()).0;
+        files.iter().flat_map(of).map(|delivery| delivery.received_ms).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_put_is_found_by_the_next_process_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path().to_path_buf(), 1 << 20).unwrap();
+        assert!(matches!(Spool::open(dir.path().to_path_buf(), 1 << 20), Err(Error::InUse(_))));
+        assert!(!spool.holds_any());
+        let all: Vec<Spooled> = (0..50).map(delivery).collect();
+        for one in &all[..10] {
+            spool.put(one).await.unwrap();
+        }
+        let puts = futures_util::future::join_all(all[10..].iter().map(|one| spool.put(one))).await;
+        assert!(puts.iter().all(Result::is_ok));
+        spool.until_held().await;
+        let files = spool.state().files.len();
+        assert!((11..=50).contains(&files), "a burst shares files: {files}");
+        let depth = spool.depth();
+        assert_eq!(depth.deliveries, 50);
+        // Writers that found nothing left to write may still be about to see so.
+        while Arc::strong_count(&spool.0) > 1 {
+            tokio::task::yield_now().await;
+        }
+        drop(spool);
+        fs::write(dir.path().join(format!("{}.tmp", Ulid::generate())), "half").unwrap();
+        let spool = Spool::open(dir.path().to_path_buf(), 1 << 20).unwrap();
+        assert_eq!(spool.depth(), depth);
+        assert_eq!(held(&spool), (0..50).collect::<Vec<_>>());
+        let left = fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "tmp"));
+        assert_eq!(left.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_spool_and_a_disk_that_fails_are_errors_and_hold_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path().to_path_buf(), 300).unwrap();
+        spool.put(&delivery(1)).await.unwrap();
+        let before = spool.depth();
+        let more = [2, 3, 4].map(delivery);
+        let full = futures_util::future::join_all(more.iter().map(|one| spool.put(one)));
+        assert!(full.await.iter().any(|put| matches!(put, Err(Error::Full { .. }))));
+        assert!(spool.depth().bytes <= 300 && before.deliveries == 1);
+        let gone = tempfile::tempdir().unwrap();
+        let spool = Spool::open(gone.path().to_path_buf(), 300).unwrap();
+        fs::remove_dir_all(gone.path()).unwrap();
+        assert!(matches!(spool.put(&delivery(1)).await, Err(Error::Disk { .. })));
+        assert!(!spool.holds_any() && spool.depth().bytes == 0);
+    }
+
+    #[test]
+    fn a_torn_file_gives_what_is_whole() {
+        let mut bytes = rmp_serde::to_vec_named(&delivery(1)).unwrap();
+        bytes.extend(rmp_serde::to_vec_named(&delivery(2)).unwrap());
+        assert_eq!(decode(&bytes), (vec![delivery(1), delivery(2)], true));
+        bytes.pop();
+        assert_eq!(decode(&bytes), (vec![delivery(1)], false));
+        assert_eq!(decode(b"\xc1"), (vec![], false));
+        assert_eq!(decode(b""), (vec![], true));
+    }
+}
