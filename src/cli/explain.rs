@@ -393,6 +393,11 @@ const CODES: &[Code] = &[
     ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
+        "SERVER_UNREACHABLE",
+        "The HTTP server did not answer.",
+        "Start it with `joelclaw up` or `joelclaw serve`, or name it with --url.",
+    ),
+    code(
         "SERVICE_FILE",
         "A file of the service could not be written or removed.",
         "Check who may write there; --domain system needs root.",
@@ -456,9 +461,39 @@ const CODES: &[Code] = &[
     ),
     code("USAGE_ERROR", "The arguments are not what the command takes.", "Add --help to the command."),
     code(
+        "WEBHOOK_BODY_NOT_KEPT",
+        "The log has the delivery, but not its body.",
+        "Set WEBHOOK_LOG_BODIES=redacted to keep bodies from now on.",
+    ),
+    code(
+        "WEBHOOK_CANNOT_SIGN",
+        "The provider signs with a private key that only it has, so no sample can be signed here.",
+        "Have the provider send a test.",
+    ),
+    code(
+        "WEBHOOK_DELIVERY_NOT_FOUND",
+        "The log of deliveries has no such ref; it may be older than WEBHOOK_LOG_RETENTION_HOURS.",
+        "See the refs with `joelclaw webhooks list`.",
+    ),
+    code(
+        "WEBHOOK_NOTHING_TO_REPLAY",
+        "The delivery makes no events by today's code.",
+        "Look at it with `joelclaw webhooks inspect`.",
+    ),
+    code(
+        "WEBHOOK_SECRET_MISSING",
+        "The secret of the provider is not set, or is of another kind.",
+        "Put the variable that the message names into the env file.",
+    ),
+    code(
         "WEBHOOK_SOURCES_INVALID",
         "WEBHOOK_SOURCES or the file that describes sources of webhooks can't be used. A running service goes on with the sources that it has.",
         "Correct what the message names; docs/webhooks.md describes every key.",
+    ),
+    code(
+        "WEBHOOK_UNKNOWN_PROVIDER",
+        "There is no provider of this name.",
+        "See them with `joelclaw webhooks sources`.",
     ),
 ];
 

@@ -30,8 +30,8 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol, QueueConfig,
-    RuntimesConfig, ServerConfig, SpoolFor, SystemConfig, TelemetryConfig, WebhookConfig,
+    Bodies, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, OtlpProtocol,
+    QueueConfig, RuntimesConfig, ServerConfig, SpoolFor, SystemConfig, TelemetryConfig, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 pub use webhook_secrets::{SecretRow, Variables, WEBHOOK_SECRETS};

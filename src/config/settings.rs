@@ -64,6 +64,17 @@ pub enum SpoolFor {
     Off,
 }
 
+/// What the log of webhook deliveries keeps of headers and bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bodies {
+    /// Nothing.
+    Off,
+    /// The body, and headers without whatever may be a credential.
+    Redacted,
+    /// The body, and headers without signatures and authorization.
+    Full,
+}
+
 /// How an OpenTelemetry collector is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtlpProtocol {
@@ -152,6 +163,10 @@ settings! {
         port: u16 = count(1..=65_535), "WORKER_PORT", default "3111";
         /// The address to listen on. Loopback unless set: the operator endpoints share the port with the webhooks, so opening it to a network is a decision (a tunnel or reverse proxy reaches loopback).
         bind: IpAddr = ip(), "WORKER_BIND", default "127.0.0.1";
+        /// What this process is among several: `host`, where agents run, or `cluster`. Anything else counts as `host`.
+        role: String = text(), "WORKER_ROLE", default "host";
+        /// Where files that agents leave for each other are.
+        claw_dir: PathBuf = path(), "JOELCLAW_DATA_DIR", default "~/.joelclaw";
     }
 
     /// The webhook gateway.
@@ -200,6 +215,14 @@ settings! {
         endpoint_retries: Vec<Duration> = spans(), "WEBHOOK_ENDPOINT_RETRIES", default "5s,5m,30m,2h,5h,10h,10h";
         /// An endpoint that did nothing but fail for so long is disabled.
         endpoint_disable_after: Option<Duration> = span_or_off(), "WEBHOOK_ENDPOINT_DISABLE_AFTER", default "5d";
+        /// How long deliveries that came in stay in their log.
+        log_retention_hours: u64 = count(1..=8_760), "WEBHOOK_LOG_RETENTION_HOURS", default "72";
+        /// What the log keeps of them: the body and headers without credentials, headers without signatures and authorization alone, or neither headers nor body.
+        log_bodies: Bodies = choice(&[("redacted", Bodies::Redacted), ("full", Bodies::Full), ("off", Bodies::Off)]), "WEBHOOK_LOG_BODIES", default "redacted";
+        /// Deliveries in the log at most.
+        log_max_entries: u64 = count(1..=10_000_000), "WEBHOOK_LOG_MAX_ENTRIES", default "20000";
+        /// Bytes of the log at most.
+        log_max_bytes: u64 = bytes(64 << 10..=1 << 40), "WEBHOOK_LOG_MAX_BYTES", default "64MiB";
     }
 
     /// An external Inngest server for `inngest` handlers.

@@ -13,6 +13,8 @@
 
 pub mod admission;
 pub mod answer;
+pub mod deliveries;
+pub mod deliveries_replay;
 pub mod event_api;
 pub mod fields;
 pub mod gateway;

@@ -32,6 +32,7 @@ use crate::functions::inngest::signing::Keys;
 use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
+use crate::ingest::deliveries::{DeliveryLog, LogSettings};
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
@@ -39,6 +40,8 @@ use crate::ingest::spool::Spool;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
+use crate::server::internal::{self, Internal};
+use crate::server::internal_worker::Worker;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
@@ -239,6 +242,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     };
     let mut served = None;
     let leased = Leased::default();
+    // Somebody asks for the configuration to be read again.
+    let wish = Arc::new(tokio::sync::Notify::new());
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
         let routes = AdmissionRoutes {
@@ -257,7 +262,12 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
                 Ok(())
             });
         }
-        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone() };
+        let (log, writing) = DeliveryLog::start(bus.separate(), log_settings(config), stop.clone());
+        tasks.spawn(async move {
+            writing.await;
+            Ok(())
+        });
+        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone(), log: Some(log) };
         let gateway = Gateway::new(gateway_settings(config), senders, admission.clone(), beside);
         served = Some(gateway.clone());
         let keeping = senders::keep(config.clone(), leased.clone(), gateway.clone(), stop.clone());
@@ -266,7 +276,23 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             Ok(())
         });
         let readiness = readiness(&bus, vitals, &functions, spool, config, stop.clone());
+        let is_host = is_host(config);
+        let trusted = config.webhook.trusted_proxies.clone();
+        let internal = Internal::new(internal::Parts {
+            token: config.telemetry.emit_token.clone(),
+            is_loopback: config.server.bind.is_loopback(),
+            trusted_proxies: trusted.clone(),
+            registry: registry.clone(),
+            admission: admission.clone(),
+            bus: bus.clone(),
+            reload: wish.clone(),
+            inbox: config.server.claw_dir.join("workspace/inbox"),
+            is_host,
+            stop: stop.clone(),
+        });
         let parts = server::Parts {
+            internal: Some(internal),
+            worker: Some(Worker::new(is_host, trusted, functions.clone(), registry.clone())),
             gateway,
             event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
             facade: Some(Facade::new(engine.clone(), config.webhook.trusted_proxies.clone())),
@@ -288,6 +314,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         registry: registry.clone(),
         gateway: served,
         leased,
+        wish,
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -507,6 +534,26 @@ fn event_api_settings(config: &Config) -> EventApiSettings {
         trusted_proxies: config.webhook.trusted_proxies.clone(),
         ..EventApiSettings::default()
     }
+}
+
+/// Limits of the log of deliveries.
+fn log_settings(config: &Config) -> LogSettings {
+    let webhook = &config.webhook;
+    LogSettings {
+        keep: Duration::from_secs(webhook.log_retention_hours * 3600),
+        bodies: webhook.log_bodies,
+        count: webhook.log_max_entries,
+        bytes: webhook.log_max_bytes,
+    }
+}
+
+/// Whether this process is where agents run.
+fn is_host(config: &Config) -> bool {
+    let role = config.server.role.trim().to_ascii_lowercase();
+    if !matches!(role.as_str(), "host" | "cluster" | "") {
+        tracing::warn!(role, "WORKER_ROLE is host or cluster; it counts as host");
+    }
+    role != "cluster"
 }
 
 /// Whether every app was found to serve what is registered.

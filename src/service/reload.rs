@@ -4,8 +4,10 @@
 //! name is journaled (`config.changed`) and logged, and it takes effect with the next start.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::senders::{self, Leased};
@@ -28,6 +30,8 @@ pub(super) struct Reload {
     pub registry: RegistryHandle,
     pub gateway: Option<Gateway>,
     pub leased: Leased,
+    /// Told when somebody asks for it.
+    pub wish: Arc<Notify>,
     pub bus: Bus,
 }
 
@@ -48,6 +52,7 @@ impl Reload {
                     }
                     self.read_config().await;
                 }
+                () = self.wish.notified() => self.read_config().await,
                 () = tokio::time::sleep(POLL) => {
                     polls += 1;
                     let now = stamps(&self.config);

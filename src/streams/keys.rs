@@ -209,6 +209,24 @@ impl Keys {
         format!("{}:outbound:health:{endpoint}", self.tag)
     }
 
+    /// Stream: the log of webhook deliveries.
+    #[must_use]
+    pub fn deliveries(&self) -> String {
+        self.named("deliveries")
+    }
+
+    /// String: bytes of that log.
+    #[must_use]
+    pub fn deliveries_bytes(&self) -> String {
+        self.named("deliveries:bytes")
+    }
+
+    /// String, PX: how often one delivery was replayed.
+    #[must_use]
+    pub fn deliveries_replays(&self, reference: &str) -> String {
+        format!("{}:deliveries:replays:{reference}", self.tag)
+    }
+
     /// Hash, PX: histograms of one kind and minute.
     #[must_use]
     pub fn latency(&self, kind: &str, minute: u64) -> String {

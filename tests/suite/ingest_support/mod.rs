@@ -148,6 +148,8 @@ impl Server {
         let admission = Admission::new(memory.clone(), Arc::new(AnyRoute));
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
+            internal: None,
+            worker: None,
             metrics: None,
             gateway: Gateway::new(
                 gateway,
