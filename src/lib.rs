@@ -1,6 +1,6 @@
 //! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
 //!
-//! Arrows point one way: `cli`, `service`, `bench` → `server`, `observer`, `drainer`, `ingest` → `registry` → `streams` → `config`.
+//! Arrows point one way: `cli`, `service`, `bench` → `server`, `observer`, `outbound` → `functions` → `drainer`, `ingest` → `registry` → `streams` → `config`.
 //! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`] and [`moment`] are used by every layer.
 
 pub mod bench;
@@ -13,6 +13,7 @@ pub mod ingest;
 pub mod model;
 pub mod moment;
 pub mod observer;
+pub mod outbound;
 pub mod registry;
 pub mod server;
 pub mod service;

@@ -161,6 +161,8 @@ pub async fn run(plan: &WebhooksPlan, mut progress: impl FnMut(&str)) -> Result<
         facade: None,
         readiness: Readiness::new(stop.clone()),
         metrics: None,
+        internal: None,
+        worker: None,
     });
     tokio::spawn(server::serve(listener, router, stop.clone(), Duration::from_secs(5)));
 

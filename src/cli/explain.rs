@@ -110,6 +110,52 @@ const CODES: &[Code] = &[
         "The env file has a key with one of our prefixes that is no setting: most likely a typo.",
         "Correct the key; `joelclaw config --docs` lists all.",
     ),
+    code("CONFIRMATION_REQUIRED", "The command would remove something for good.", "Repeat it with --yes."),
+    code(
+        "ENDPOINT_ADDRESS_REFUSED",
+        "The address of an endpoint is not public, or http is asked for: events are not sent into networks that only this machine can reach.",
+        "Use a public https URL, or open an exception with WEBHOOK_ALLOWED_SUBNETS.",
+    ),
+    code(
+        "ENDPOINT_CHANGED",
+        "Somebody else changed the endpoint between look and change; nothing was done.",
+        "Look at it with `joelclaw webhooks endpoints show`, then repeat the command.",
+    ),
+    code(
+        "ENDPOINT_INVALID_FILTER",
+        "The condition of an endpoint is not CEL, or names something else than `event`.",
+        "Write a condition over `event`, such as event.data.amount > 100.",
+    ),
+    code(
+        "ENDPOINT_INVALID_HEADER",
+        "A header of an endpoint can't be sent, or is one that we set ourselves.",
+        "Give headers as 'Name: value'; webhook-*, Host and Content-Type are ours.",
+    ),
+    code(
+        "ENDPOINT_INVALID_PATTERN",
+        "A pattern is not made of the characters of event names and `*`, or there is none.",
+        "Give patterns such as github/* or content/updated.",
+    ),
+    code(
+        "ENDPOINT_INVALID_RATE",
+        "The limit of an endpoint is no rate.",
+        "Give requests per second, between 0.001 and 1000.",
+    ),
+    code(
+        "ENDPOINT_INVALID_SECRET",
+        "The secret is not one of Standard Webhooks.",
+        "Leave it out: one is made and shown once.",
+    ),
+    code(
+        "ENDPOINT_INVALID_URL",
+        "The URL of an endpoint can't be posted to.",
+        "Give an https URL with a host and without user and password.",
+    ),
+    code(
+        "ENDPOINT_NOT_FOUND",
+        "There is no endpoint with this id.",
+        "See the ids with `joelclaw webhooks endpoints list`.",
+    ),
     code(
         "EVENT_KEY_MISSING",
         "INNGEST_URL names an external server but INNGEST_EVENT_KEY is not set, so every dispatch there would fail.",
@@ -357,6 +403,11 @@ const CODES: &[Code] = &[
     ),
     code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
+        "SERVER_UNREACHABLE",
+        "The HTTP server did not answer.",
+        "Start it with `joelclaw up` or `joelclaw serve`, or name it with --url.",
+    ),
+    code(
         "SERVICE_FILE",
         "A file of the service could not be written or removed.",
         "Check who may write there; --domain system needs root.",
@@ -420,9 +471,39 @@ const CODES: &[Code] = &[
     ),
     code("USAGE_ERROR", "The arguments are not what the command takes.", "Add --help to the command."),
     code(
+        "WEBHOOK_BODY_NOT_KEPT",
+        "The log has the delivery, but not its body.",
+        "Set WEBHOOK_LOG_BODIES=redacted to keep bodies from now on.",
+    ),
+    code(
+        "WEBHOOK_CANNOT_SIGN",
+        "The provider signs with a private key that only it has, so no sample can be signed here.",
+        "Have the provider send a test.",
+    ),
+    code(
+        "WEBHOOK_DELIVERY_NOT_FOUND",
+        "The log of deliveries has no such ref; it may be older than WEBHOOK_LOG_RETENTION_HOURS.",
+        "See the refs with `joelclaw webhooks list`.",
+    ),
+    code(
+        "WEBHOOK_NOTHING_TO_REPLAY",
+        "The delivery makes no events by today's code.",
+        "Look at it with `joelclaw webhooks inspect`.",
+    ),
+    code(
+        "WEBHOOK_SECRET_MISSING",
+        "The secret of the provider is not set, or is of another kind.",
+        "Put the variable that the message names into the env file.",
+    ),
+    code(
         "WEBHOOK_SOURCES_INVALID",
         "WEBHOOK_SOURCES or the file that describes sources of webhooks can't be used. A running service goes on with the sources that it has.",
         "Correct what the message names; docs/webhooks.md describes every key.",
+    ),
+    code(
+        "WEBHOOK_UNKNOWN_PROVIDER",
+        "There is no provider of this name.",
+        "See them with `joelclaw webhooks sources`.",
     ),
 ];
 

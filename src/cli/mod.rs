@@ -21,6 +21,7 @@ pub mod render;
 pub mod service;
 pub mod up;
 pub mod verify;
+pub mod webhooks;
 
 use std::io::IsTerminal;
 use std::panic::{self, AssertUnwindSafe};
@@ -128,6 +129,9 @@ pub enum Configured {
     Refresh(functions::refresh::Args),
     /// Look after what serves functions
     Inngest(functions::inngest::Args),
+    /// Webhooks: what comes in, and the endpoints that events are sent to
+    #[command(visible_alias = "webhook")]
+    Webhooks(webhooks::Args),
     /// Measure the pipeline
     Bench(bench::Args),
 }
@@ -189,6 +193,7 @@ impl Configured {
             Self::Event(args) => functions::event::run(args, context).await,
             Self::Refresh(args) => functions::refresh::run(args, context).await,
             Self::Inngest(args) => functions::inngest::run(args, context).await,
+            Self::Webhooks(args) => webhooks::run(args, context).await,
             Self::Bench(args) => bench::run(args, context).await,
         })
     }

@@ -161,6 +161,13 @@ pub fn span() -> Kind<Duration> {
     Kind::new("duration such as 24h or 7d", parse_duration)
 }
 
+/// Durations in order, `5s,5m,2h`.
+pub fn spans() -> Kind<Vec<Duration>> {
+    Kind::new("comma list of durations, such as 5s,5m,2h", |text| {
+        text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(parse_duration).collect()
+    })
+}
+
 /// A size within the range.
 pub fn bytes<T: TryFrom<u64> + 'static>(within: RangeInclusive<u64>) -> Kind<T> {
     let expects = format!("size {} to {}", in_units(*within.start()), in_units(*within.end()));

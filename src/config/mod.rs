@@ -30,9 +30,9 @@ pub use declare::{Declared, Effective, Origin};
 pub use redis_url::{ManagedPaths, RedisConfig, RedisOrigin};
 pub use secret::{Rotating, Slot};
 pub use settings::{
-    Breakthrough, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks, ModelConfig,
-    ObserverConfig, ObserverMode, OtlpProtocol, OwnTraces, QueueConfig, RuntimesConfig, ServerConfig, SpoolFor,
-    SystemConfig, TelemetryConfig, TraceTrust, TriageConfig, TriageDedup, TriageMode, WebhookConfig,
+    Bodies, Breakthrough, DrainerConfig, DurabilityClass, Fairness, FunctionsConfig, InngestConfig, MissedTicks,
+    ModelConfig, ObserverConfig, ObserverMode, OtlpProtocol, OwnTraces, QueueConfig, RuntimesConfig, ServerConfig,
+    SpoolFor, SystemConfig, TelemetryConfig, TraceTrust, TriageConfig, TriageDedup, TriageMode, WebhookConfig,
 };
 pub use units::{Cidr, MemoryBudget};
 pub use webhook_secrets::{SecretRow, Variables, WEBHOOK_SECRETS};

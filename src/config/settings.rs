@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::declare::{
     Declared, argv, bytes, choice, cidrs, count, flag, fraction, http_url, ip, key_prefix, list, memory_budget, ms,
-    optional, optional_text, path, seconds, secret, settings, share, span, span_or_off, text, words,
+    optional, optional_text, path, seconds, secret, settings, share, span, span_or_off, spans, text, words,
 };
 use super::units::{Cidr, MemoryBudget};
 pub use super::webhook_secrets::{PATTERNS, SecretRow, Variables, WEBHOOK_SECRETS};
@@ -90,6 +90,17 @@ pub enum SpoolFor {
     All,
     /// Of none.
     Off,
+}
+
+/// What the log of webhook deliveries keeps of headers and bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bodies {
+    /// Nothing.
+    Off,
+    /// The body, and headers without whatever may be a credential.
+    Redacted,
+    /// The body, and headers without signatures and authorization.
+    Full,
 }
 
 /// How an OpenTelemetry collector is spoken to.
@@ -256,6 +267,10 @@ settings! {
         port: u16 = count(1..=65_535), "WORKER_PORT", default "3111";
         /// The address to listen on. Loopback unless set: the operator endpoints share the port with the webhooks, so opening it to a network is a decision (a tunnel or reverse proxy reaches loopback).
         bind: IpAddr = ip(), "WORKER_BIND", default "127.0.0.1";
+        /// What this process is among several: `host`, where agents run, or `cluster`. Anything else counts as `host`.
+        role: String = text(), "WORKER_ROLE", default "host";
+        /// Where files that agents leave for each other are.
+        claw_dir: PathBuf = path(), "JOELCLAW_DATA_DIR", default "~/.joelclaw";
     }
 
     /// The webhook gateway.
@@ -296,6 +311,22 @@ settings! {
         joelclaw_require_timestamp: bool = flag(), "JOELCLAW_WEBHOOK_REQUIRE_TIMESTAMP", default "false";
         /// Events that the relay may emit, comma-separated, with `*` for any text. Empty: all but `inngest/…`.
         joelclaw_allowed_events: Vec<String> = list(), "JOELCLAW_WEBHOOK_ALLOWED_EVENTS", default "";
+        /// Address ranges that endpoints of outbound webhooks may have although they are not public; also by http.
+        allowed_subnets: Vec<Cidr> = cidrs(), "WEBHOOK_ALLOWED_SUBNETS", default "";
+        /// How long one request to an endpoint may take.
+        endpoint_timeout: Duration = ms(100..=300_000), "WEBHOOK_ENDPOINT_TIMEOUT_MS", default "15000";
+        /// What is waited after each failed attempt, a fifth more or less. When the attempt after the last one fails, the delivery is a dead letter.
+        endpoint_retries: Vec<Duration> = spans(), "WEBHOOK_ENDPOINT_RETRIES", default "5s,5m,30m,2h,5h,10h,10h";
+        /// An endpoint that did nothing but fail for so long is disabled.
+        endpoint_disable_after: Option<Duration> = span_or_off(), "WEBHOOK_ENDPOINT_DISABLE_AFTER", default "5d";
+        /// How long deliveries that came in stay in their log.
+        log_retention_hours: u64 = count(1..=8_760), "WEBHOOK_LOG_RETENTION_HOURS", default "72";
+        /// What the log keeps of them: the body and headers without credentials, headers without signatures and authorization alone, or neither headers nor body.
+        log_bodies: Bodies = choice(&[("redacted", Bodies::Redacted), ("full", Bodies::Full), ("off", Bodies::Off)]), "WEBHOOK_LOG_BODIES", default "redacted";
+        /// Deliveries in the log at most.
+        log_max_entries: u64 = count(1..=10_000_000), "WEBHOOK_LOG_MAX_ENTRIES", default "20000";
+        /// Bytes of the log at most.
+        log_max_bytes: u64 = bytes(64 << 10..=1 << 40), "WEBHOOK_LOG_MAX_BYTES", default "64MiB";
     }
 
     /// An external Inngest server for `inngest` handlers.

@@ -67,13 +67,15 @@ impl Default for Limits {
     }
 }
 
-/// The two kinds of dispatches, each with slots of its own, so that neither keeps the other from starting.
+/// The kinds of dispatches, each with slots of its own, so that none keeps another from starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slots {
     /// Handlers of events.
     Handlers,
     /// Calls of functions: long, and spent waiting for another process.
     Calls,
+    /// Deliveries to endpoints of others, who may be slow.
+    Deliveries,
 }
 
 /// One entry in view.
@@ -157,7 +159,7 @@ pub struct Scheduler<T> {
     /// What [`Scheduler::wants_wait`] answers may have changed.
     changed: bool,
     /// No slot of this kind is free.
-    full: [bool; 2],
+    full: [bool; 3],
 }
 
 impl<T> Scheduler<T> {
@@ -176,7 +178,7 @@ impl<T> Scheduler<T> {
             now_ms: 0,
             lane_count: 0,
             changed: false,
-            full: [false; 2],
+            full: [false; 3],
         }
     }
 

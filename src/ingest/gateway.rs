@@ -33,6 +33,7 @@ use sha2::{Digest, Sha256};
 use super::admission::{self, Accepted, Admission, Emit};
 use super::answer::{Answered, AnsweredEvent, Refused, Taken};
 use super::caused_by::CausedBy;
+use super::deliveries::DeliveryLog;
 use super::fields::{Fields, json_string, object_text};
 use super::limiter::{AuthFailures, Rate, Rates};
 use super::peer::Peer;
@@ -132,6 +133,8 @@ pub struct Beside {
     pub echoes: Option<Arc<dyn Echoes>>,
     /// Without it an outage is always answered 503.
     pub spool: Option<Spool>,
+    /// Without it nothing is kept of what was answered.
+    pub log: Option<DeliveryLog>,
 }
 
 /// See the module. Cheap to clone.
@@ -264,6 +267,9 @@ impl Gateway {
             bytes = delivery.raw.len(),
             duration_ms = delivery.took.as_millis(),
         );
+        if let Some(log) = &self.0.beside.log {
+            log.take(&delivery);
+        }
     }
 
     fn handshake(&self, senders: &Senders, provider: &dyn Provider, parts: &Parts) -> Response {

@@ -14,6 +14,8 @@
 pub mod admission;
 pub mod answer;
 pub mod caused_by;
+pub mod deliveries;
+pub mod deliveries_replay;
 pub mod event_api;
 pub mod fields;
 pub mod gateway;

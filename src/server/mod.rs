@@ -2,7 +2,8 @@
 //!
 //! | path | part |
 //! |---|---|
-//! | `/` | what this is, for probes and people |
+//! | `/` | [`internal_worker`] |
+//! | `/internal/…`, `/observability/emit` | [`internal`] |
 //! | `/health`, `/health/live`, `/health/ready` | [`health`] |
 //! | `/metrics` | [`metrics`] |
 //! | `/webhooks…` | [`crate::ingest::gateway`] |
@@ -13,6 +14,9 @@
 //! and a log line, not the end of the process.
 
 pub mod health;
+pub mod internal;
+mod internal_agent;
+pub mod internal_worker;
 pub mod metrics;
 pub mod trace;
 
@@ -39,6 +43,8 @@ use crate::ingest::event_api::EventApi;
 use crate::ingest::gateway::{Gateway, ProviderTag};
 use crate::telemetry::metrics::{Metrics, Webhook};
 use health::Readiness;
+use internal::Internal;
+use internal_worker::{Root, Worker};
 
 /// Largest body on routes that set no limit of their own.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -58,6 +64,10 @@ pub struct Parts {
     pub metrics: Option<Arc<Metrics>>,
     /// Traces of what brings events.
     pub tracing: trace::Tracing,
+    /// `/internal`.
+    pub internal: Option<Internal>,
+    /// What `/` says of the worker.
+    pub worker: Option<Worker>,
 }
 
 /// Why the server does not run.
@@ -124,14 +134,14 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// All routes.
 pub fn router(parts: Parts) -> Router {
-    let Parts { gateway, event_api, facade, readiness, metrics, tracing } = parts;
+    let Parts { gateway, event_api, facade, readiness, metrics, internal, worker, tracing } = parts;
     let kind = facade.as_ref().map_or("dev", Facade::kind);
     let ready = move || {
         let readiness = readiness.clone();
         async move { readiness.answer().await }
     };
     let own = Router::new()
-        .route("/", get(service).with_state(gateway.clone()))
+        .route("/", get(internal_worker::root).with_state(Root { gateway: gateway.clone(), worker }))
         .route("/health", get(alive))
         .route("/health/live", get(alive))
         .route("/health/ready", get(ready))
@@ -143,6 +153,7 @@ pub fn router(parts: Parts) -> Router {
     let all = own
         .merge(counted)
         .merge(facade.map(Facade::router).unwrap_or_default())
+        .merge(internal.map(Internal::router).unwrap_or_default())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
     all.layer(CatchPanicLayer::custom(panicked))
@@ -170,17 +181,6 @@ pub async fn serve(
             Ok(())
         }
     }
-}
-
-async fn service(State(gateway): State<Gateway>) -> Json<Value> {
-    Json(json!({
-        "service": "system-bus",
-        "status": "running",
-        "version": env!("CARGO_PKG_VERSION"),
-        "webhooks": { "endpoint": "/webhooks/:provider", "providers": gateway.senders().ids() },
-        "events": { "endpoint": "/e/:key" },
-        "health": { "live": "/health/live", "ready": "/health/ready" },
-    }))
 }
 
 async fn alive() -> Json<Value> {

@@ -32,6 +32,7 @@ use crate::functions::inngest::signing::Keys;
 use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
+use crate::ingest::deliveries::{DeliveryLog, LogSettings};
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
@@ -40,7 +41,11 @@ use crate::model::{self, Models};
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
 use crate::observer::report::Reporter;
+use crate::outbound::store::Endpoints;
+use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
+use crate::server::internal::{self, Internal};
+use crate::server::internal_worker::Worker;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
@@ -199,6 +204,15 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         watched.await;
         Ok(())
     });
+    let endpoints = Endpoints::new(bus.separate());
+    if let Err(error) = endpoints.refresh().await {
+        tracing::warn!(error = %chain(&error), "the endpoints are not known yet");
+    }
+    let watched = endpoints.clone().watch(stop.clone());
+    tasks.spawn(async move {
+        watched.await;
+        Ok(())
+    });
     let appender = Appender::start(&bus, append_settings(config));
     let settings = engine::Settings { recorder: Some(telemetry.recorder.clone()), ..engine_settings(config)? };
     let engine =
@@ -227,7 +241,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             registry.clone(),
             routes::HandlerSettings::from_config(config, inngest.as_ref()),
             engine.clone(),
-        );
+        )
+        .with_outbound(outbound(config, &bus, endpoints.clone())?);
         let running = engine.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
@@ -260,13 +275,20 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     };
     let (mut served, mut triaged) = (None, None);
     let leased = Leased::default();
+    // Somebody asks for the configuration to be read again.
+    let wish = Arc::new(tokio::sync::Notify::new());
     if let Some(listener) = listener {
         told.http = listener.local_addr().ok();
-        let routes = AdmissionRoutes { registry: registry.clone(), functions: functions.clone(), is_inngest_served };
-        let (triage, worker) = self::triage(config, &registry, stop.clone());
+        let routes = AdmissionRoutes {
+            registry: registry.clone(),
+            functions: functions.clone(),
+            endpoints: endpoints.clone(),
+            is_inngest_served,
+        };
+        let (triage, asking) = self::triage(config, &registry, stop.clone());
         let (worker_bus, worker_stop) = (bus.separate(), stop.clone());
         tasks.spawn(async move {
-            worker.run(worker_bus, worker_stop).await;
+            asking.run(worker_bus, worker_stop).await;
             Ok(())
         });
         triaged = Some(triage.clone());
@@ -281,7 +303,12 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
                 Ok(())
             });
         }
-        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone() };
+        let (log, writing) = DeliveryLog::start(bus.separate(), log_settings(config), stop.clone());
+        tasks.spawn(async move {
+            writing.await;
+            Ok(())
+        });
+        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone(), log: Some(log) };
         telemetry.metrics.know_providers(senders.loaded());
         let gateway = Gateway::new(gateway_settings(config), senders, for_webhooks, beside);
         served = Some(gateway.clone());
@@ -291,7 +318,23 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             Ok(())
         });
         let readiness = readiness(&bus, vitals, &functions, spool, config, stop.clone());
+        let is_host = is_host(config);
+        let trusted = config.webhook.trusted_proxies.clone();
+        let internal = Internal::new(internal::Parts {
+            token: config.telemetry.emit_token.clone(),
+            is_loopback: config.server.bind.is_loopback(),
+            trusted_proxies: trusted.clone(),
+            registry: registry.clone(),
+            admission: admission.clone(),
+            bus: bus.clone(),
+            reload: wish.clone(),
+            inbox: config.server.claw_dir.join("workspace/inbox"),
+            is_host,
+            stop: stop.clone(),
+        });
         let parts = server::Parts {
+            internal: Some(internal),
+            worker: Some(Worker::new(is_host, trusted, functions.clone(), registry.clone())),
             gateway,
             event_api: EventApi::new(event_api_settings(config), admission, Arc::new(bus.clone())),
             facade: Some(Facade::new(engine.clone(), config.webhook.trusted_proxies.clone())),
@@ -320,6 +363,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         leased,
         metrics: telemetry.metrics.clone(),
         triage: triaged,
+        wish,
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
@@ -410,13 +454,24 @@ pub fn triage(config: &Config, registry: &RegistryHandle, stop: CancellationToke
     Triage::new(Flags::from_config(config), registry.clone(), rules, models)
 }
 
+/// What sends events to endpoints.
+fn outbound(config: &Config, bus: &Bus, endpoints: Endpoints) -> Result<Outbound, Error> {
+    let limits = append_settings(config);
+    // A delivery is its event's data and a little around it.
+    let limits = append::Settings { max_event_bytes: limits.max_event_bytes + 4096, ..limits };
+    let appender = Appender::start(bus, limits);
+    Outbound::new(bus.separate(), endpoints, appender, outbound::Settings::from_config(config)).map_err(Error::Task)
+}
+
 /// What commands that emit use.
 pub async fn admission(config: &Config, bus: &Bus, registry: &RegistryHandle, is_inngest_served: bool) -> Admission {
     let appender = Appender::start(bus, append_settings(config));
     let functions = Functions::new(bus.clone());
     // Only the mark `unrouted` depends on it.
     let _ = functions.refresh().await;
-    let routes = AdmissionRoutes { registry: registry.clone(), functions, is_inngest_served };
+    let endpoints = Endpoints::new(bus.clone());
+    let _ = endpoints.refresh().await;
+    let routes = AdmissionRoutes { registry: registry.clone(), functions, endpoints, is_inngest_served };
     Admission::new(Arc::new(appender), Arc::new(routes))
 }
 
@@ -549,6 +604,26 @@ fn event_api_settings(config: &Config) -> EventApiSettings {
         trusted_proxies: config.webhook.trusted_proxies.clone(),
         ..EventApiSettings::default()
     }
+}
+
+/// Limits of the log of deliveries.
+fn log_settings(config: &Config) -> LogSettings {
+    let webhook = &config.webhook;
+    LogSettings {
+        keep: Duration::from_secs(webhook.log_retention_hours * 3600),
+        bodies: webhook.log_bodies,
+        count: webhook.log_max_entries,
+        bytes: webhook.log_max_bytes,
+    }
+}
+
+/// Whether this process is where agents run.
+fn is_host(config: &Config) -> bool {
+    let role = config.server.role.trim().to_ascii_lowercase();
+    if !matches!(role.as_str(), "host" | "cluster" | "") {
+        tracing::warn!(role, "WORKER_ROLE is host or cluster; it counts as host");
+    }
+    role != "cluster"
 }
 
 /// Whether every app was found to serve what is registered.

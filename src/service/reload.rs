@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::senders::{self, Leased};
@@ -34,6 +35,8 @@ pub(super) struct Reload {
     pub leased: Leased,
     pub metrics: Arc<Metrics>,
     pub triage: Option<Triage>,
+    /// Told when somebody asks for it.
+    pub wish: Arc<Notify>,
     pub bus: Bus,
 }
 
@@ -60,6 +63,7 @@ impl Reload {
                     self.read_config().await;
                 }
                 () = self.leased.changed() => self.swap_senders(),
+                () = self.wish.notified() => self.read_config().await,
                 () = tokio::time::sleep(POLL) => {
                     polls += 1;
                     let now = stamps(&self.config);

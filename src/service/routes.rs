@@ -20,6 +20,10 @@ use crate::functions::registry::flow::DEFAULT_LIMIT;
 use crate::functions::store::WORK;
 use crate::ingest::admission::{Route, Routes};
 use crate::observer::flags::Policy;
+use crate::outbound::deliver::Deliver;
+use crate::outbound::fan_out::FanOut;
+use crate::outbound::store::Endpoints;
+use crate::outbound::{self, Outbound};
 use crate::registry::Registry;
 use crate::registry::entry::{Backoff, Entry, HandlerSpec};
 use crate::registry::watch::RegistryHandle;
@@ -34,6 +38,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(600);
 const WORK_TIMEOUT: Duration = Duration::from_secs(365 * 86_400);
 /// Longest delay of a work item that Redis kept from going on.
 const WORK_BACKOFF: Duration = Duration::from_secs(5);
+/// What a delivery may take beyond its request.
+const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
 
 /// What admission asks of the registries.
 #[derive(Debug, Clone)]
@@ -42,6 +48,8 @@ pub struct AdmissionRoutes {
     pub registry: RegistryHandle,
     /// Functions that events trigger.
     pub functions: functions::registry::Registry,
+    /// Endpoints that events are sent to.
+    pub endpoints: Endpoints,
     /// An `inngest` handler has somewhere to send to.
     pub is_inngest_served: bool,
 }
@@ -50,8 +58,9 @@ impl Routes for AdmissionRoutes {
     fn route(&self, family: &Family, source: &str, data: &JsonObject) -> Route {
         let registry = self.registry.current();
         let functions = self.functions.current();
+        let is_wanted = functions.wants(family.as_str()) || self.endpoints.current().wants(family.as_str());
         let Some(entry) = registry.lookup(family) else {
-            return Route { is_routed: functions.wants(family.as_str()), ..Route::default() };
+            return Route { is_routed: is_wanted, ..Route::default() };
         };
         let has_handler = match &entry.handler {
             HandlerSpec::Inngest { target } => self.is_inngest_served || functions.wants(target.as_str()),
@@ -61,7 +70,7 @@ impl Routes for AdmissionRoutes {
             priority: entry.priority,
             dedup_window: entry.dedup_window,
             dedup_key: entry.dedup_key.as_ref().and_then(|key| key.derive(family, source, data)),
-            is_routed: has_handler,
+            is_routed: has_handler || is_wanted,
         }
     }
 }
@@ -93,6 +102,7 @@ pub struct RegistryPlans {
     settings: HandlerSettings,
     locals: LocalFunctions,
     engine: Engine,
+    outbound: Option<Outbound>,
     built: Mutex<Built>,
 }
 
@@ -107,7 +117,45 @@ impl RegistryPlans {
     /// Plans from `registry`, with functions run by `engine`.
     #[must_use]
     pub fn new(registry: RegistryHandle, settings: HandlerSettings, engine: Engine) -> Self {
-        Self { registry, settings, locals: LocalFunctions::builtin(), engine, built: Mutex::default() }
+        Self { registry, settings, locals: LocalFunctions::builtin(), engine, outbound: None, built: Mutex::default() }
+    }
+
+    /// The same, with events sent to endpoints too.
+    #[must_use]
+    pub fn with_outbound(self, outbound: Outbound) -> Self {
+        Self { outbound: Some(outbound), ..self }
+    }
+
+    /// The plan of an endpoint's deliveries.
+    fn deliveries(outbound: &Outbound, family: &Family) -> FamilyPlan {
+        let id = family.as_str().strip_prefix(outbound::FAMILY).unwrap_or_default();
+        let snapshot = outbound.endpoints().current();
+        let endpoint = snapshot.endpoints.get(id);
+        let deliver = Deliver::new(outbound.clone(), family.as_str());
+        let (concurrency, because) = (deliver.concurrency(), deliver.held());
+        let handler: Arc<dyn Handler> = Arc::new(deliver);
+        FamilyPlan {
+            handler: because.is_none().then_some(handler),
+            unrouted_because: because,
+            concurrency,
+            weight: 1,
+            ordered: endpoint.is_some_and(|endpoint| endpoint.fifo),
+            rate_per_s: endpoint.and_then(|endpoint| endpoint.rate_limit_per_second),
+            // The request has its own limit; a little is left for what is noted after it.
+            timeout: outbound.settings().timeout + DELIVERY_MARGIN,
+            max_age: None,
+            // The handler says how long to wait.
+            retry: RetryPolicy {
+                attempts: outbound.settings().attempts(),
+                initial: Duration::ZERO,
+                multiplier: 1.0,
+                max: Duration::ZERO,
+                full_jitter: false,
+            },
+            slots: Slots::Deliveries,
+            // An endpoint that fails is disabled by its own rules.
+            breaker: None,
+        }
     }
 
     /// The plan of a function's work items.
@@ -244,13 +292,33 @@ impl Plans for RegistryPlans {
         if family.as_str().starts_with(WORK) {
             return self.work(family);
         }
+        if let Some(outbound) = self.outbound.as_ref().filter(|_| family.as_str().starts_with(outbound::FAMILY)) {
+            return Self::deliveries(outbound, family);
+        }
         let registry = self.registry.current();
         let entry = registry.lookup(family);
         let own = match entry {
             Some(entry) => self.handler(&registry, entry),
             None => Err("no registry entry names it".to_owned()),
         };
-        let (handler, unrouted_because) = match self.with_functions(family, entry, own) {
+        let endpoints = self.outbound.as_ref().map(|outbound| outbound.endpoints().current());
+        let is_in_order = endpoints.as_ref().is_some_and(|endpoints| endpoints.wants_in_order(family.as_str()));
+        let handler = match (&self.outbound, self.with_functions(family, entry, own)) {
+            (Some(outbound), own) if endpoints.is_some_and(|endpoints| endpoints.wants(family.as_str())) => {
+                let fan_out: Arc<dyn Handler> = Arc::new(FanOut::new(outbound.clone()));
+                match own {
+                    Ok(own) => Ok(Arc::new(Both::new(fan_out, own)) as Arc<dyn Handler>),
+                    // Nobody else takes it, or an Inngest that is not there. A handler that is to be, and can't be
+                    // built, keeps its events waiting.
+                    Err(_) if entry.is_none_or(|entry| matches!(entry.handler, HandlerSpec::Inngest { .. })) => {
+                        Ok(fan_out)
+                    }
+                    Err(reason) => Err(reason),
+                }
+            }
+            (_, own) => own,
+        };
+        let (handler, unrouted_because) = match handler {
             Ok(handler) => (Some(handler), None),
             Err(reason) => (None, Some(reason)),
         };
@@ -263,7 +331,8 @@ impl Plans for RegistryPlans {
             unrouted_because,
             concurrency: entry.and_then(|entry| entry.concurrency).unwrap_or(u32::MAX),
             weight: entry.map_or(1, |entry| entry.weight),
-            ordered: entry.is_some_and(|entry| entry.ordered),
+            // Deliveries in order are made one after another.
+            ordered: is_in_order || entry.is_some_and(|entry| entry.ordered),
             rate_per_s: entry.and_then(|entry| entry.rate_per_s),
             timeout: entry.and_then(|entry| entry.timeout).unwrap_or(default_timeout),
             max_age: entry.and_then(|entry| entry.max_age),
@@ -277,7 +346,9 @@ impl Plans for RegistryPlans {
     }
 
     fn version(&self) -> u64 {
-        self.registry.version().wrapping_mul(1 << 32).wrapping_add(self.engine.registry().version())
+        let outbound = self.outbound.as_ref().map_or(0, Outbound::version);
+        let others = self.engine.registry().version().wrapping_add(outbound.wrapping_mul(1 << 16));
+        self.registry.version().wrapping_mul(1 << 40).wrapping_add(others)
     }
 
     fn hash(&self) -> String {

@@ -210,6 +210,36 @@ impl Keys {
         format!("{}:journal:state:{reader}", self.tag)
     }
 
+    /// Outbound webhooks: `endpoints`, `disabled` (hashes by endpoint id) and `rev`.
+    #[must_use]
+    pub fn outbound(&self, name: &str) -> String {
+        format!("{}:outbound:{name}", self.tag)
+    }
+
+    /// Hash: how one endpoint of outbound webhooks does.
+    #[must_use]
+    pub fn outbound_health(&self, endpoint: &str) -> String {
+        format!("{}:outbound:health:{endpoint}", self.tag)
+    }
+
+    /// Stream: the log of webhook deliveries.
+    #[must_use]
+    pub fn deliveries(&self) -> String {
+        self.named("deliveries")
+    }
+
+    /// String: bytes of that log.
+    #[must_use]
+    pub fn deliveries_bytes(&self) -> String {
+        self.named("deliveries:bytes")
+    }
+
+    /// String, PX: how often one delivery was replayed.
+    #[must_use]
+    pub fn deliveries_replays(&self, reference: &str) -> String {
+        format!("{}:deliveries:replays:{reference}", self.tag)
+    }
+
     /// Hash, PX: histograms of one kind and minute.
     #[must_use]
     pub fn latency(&self, kind: &str, minute: u64) -> String {

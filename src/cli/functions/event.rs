@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
-use super::super::queue::{bus, is_routed, redis_of, registry};
+use super::super::queue::{bus, endpoints, is_routed, redis_of, registry};
 use super::super::render::Human;
 use super::{
     badge, bounded, duration_ms, millis, name_of, one_line, output, run_action, run_json, runs_of, snapshot, when,
@@ -85,7 +85,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         .text(serde_json::to_string_pretty(&event["data"]).unwrap_or_default())
         .title("Runs")
         .table(&["", "RUN", "FUNCTION", "STATUS", "STARTED", "TOOK", "RESULT"], rows);
-    let is_unmatched = started.is_empty() && is_unmatched(&known, &name, context);
+    let is_unmatched = started.is_empty() && is_unmatched(&bus, &known, &name, context).await;
     if is_unmatched {
         let message = format!("no function and no route wants {name}: it is kept, and started nothing");
         result["warnings"] = json!([{ "code": "EVENT_UNMATCHED", "message": message }]);
@@ -109,10 +109,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 }
 
 /// Whether nothing at all would take an event of this name.
-pub(super) fn is_unmatched(known: &Snapshot, name: &str, context: &Context) -> bool {
+pub(super) async fn is_unmatched(bus: &Bus, known: &Snapshot, name: &str, context: &Context) -> bool {
     // A registry file that is wrong is no reason to warn.
     let Ok(registry) = registry(context) else { return false };
-    name.parse().is_ok_and(|family| !is_routed(context, &registry.current(), known, &family))
+    let Ok(endpoints) = endpoints(bus).await else { return false };
+    name.parse().is_ok_and(|family| !is_routed(context, &registry.current(), known, &endpoints, &family))
 }
 
 async fn resolve(bus: &Bus, asked: &str) -> Result<Found, Failure> {

@@ -160,7 +160,7 @@ pub(super) async fn send(args: &Args, bus: &Bus, context: &Context) -> Result<Se
         (Some(_), None) => public_id::parse(&accepted.event_id).map(|id| id.to_string()),
         (None, _) => None,
     };
-    let is_unmatched = is_unmatched(&snapshot(bus).await?, accepted.lane.family.as_str(), context);
+    let is_unmatched = is_unmatched(bus, &snapshot(bus).await?, accepted.lane.family.as_str(), context).await;
     let data = serde_json::from_str(&data).unwrap_or_else(|_| json!({}));
     Ok(Sent { id: known.unwrap_or(ulid), data, is_unmatched, accepted })
 }

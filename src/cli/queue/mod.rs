@@ -23,6 +23,7 @@ use super::output::Failure;
 use super::{Context, Ending};
 use crate::diagnose::Exit;
 use crate::functions::registry::{INTERNAL, Registry as Functions, Snapshot};
+use crate::outbound;
 use crate::registry::Registry;
 use crate::registry::entry::HandlerSpec;
 use crate::registry::watch::RegistryHandle;
@@ -140,10 +141,24 @@ pub async fn functions(bus: &Bus) -> Result<Snapshot, Failure> {
     Ok(Functions::new(bus.clone()).load().await?)
 }
 
-/// Whether some handler or function wants the events of this name.
-pub fn is_routed(context: &Context, registry: &Registry, functions: &Snapshot, family: &Family) -> bool {
-    // What the engine appends for itself is always its own.
-    if family.as_str().starts_with(INTERNAL) {
+/// The endpoints of outbound webhooks, as they are in Redis.
+pub async fn endpoints(bus: &Bus) -> Result<outbound::store::Snapshot, Failure> {
+    Ok(outbound::store::Endpoints::new(bus.clone()).load().await?)
+}
+
+/// Whether some handler, function or endpoint wants the events of this name.
+pub fn is_routed(
+    context: &Context,
+    registry: &Registry,
+    functions: &Snapshot,
+    endpoints: &outbound::store::Snapshot,
+    family: &Family,
+) -> bool {
+    // What the system appends for itself is always its own.
+    if family.as_str().starts_with(INTERNAL) || family.as_str().starts_with(outbound::FAMILY) {
+        return true;
+    }
+    if endpoints.wants(family.as_str()) {
         return true;
     }
     match registry.lookup(family).map(|entry| &entry.handler) {

@@ -111,6 +111,7 @@ impl Session {
         self.shared.handlers.spawn(run(handler, dispatch, token, self.events.clone()));
         self.started_records_at.get_or_insert(started + WORTH_A_RECORD);
         self.calls += usize::from(slots == Slots::Calls);
+        self.deliveries += usize::from(slots == Slots::Deliveries);
         let family = flight.lane.family.clone();
         self.in_flight.insert(token, flight);
         self.probe_begins(&family, token);

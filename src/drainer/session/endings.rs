@@ -16,6 +16,7 @@ impl Session {
         self.vitals.dispatch_ended(token);
         if let Some(flight) = self.in_flight.remove(&token) {
             self.calls -= usize::from(flight.slots == Slots::Calls);
+            self.deliveries -= usize::from(flight.slots == Slots::Deliveries);
             self.end(token, flight, outcome);
         }
     }

@@ -57,6 +57,8 @@ const WORTH_A_RECORD: Duration = Duration::from_millis(50);
 const REFILLS: usize = 2;
 /// Dispatches started in one turn of the loop.
 const TURN: usize = 64;
+/// Deliveries to endpoints under way at once.
+const DELIVERIES: usize = 64;
 /// Ticks between two passes of the retention.
 const TRIM_EVERY: u64 = 5;
 /// Beyond its timeout a handler has this long to clean up before it is dropped.
@@ -150,6 +152,8 @@ pub struct Session {
     in_flight: HashMap<u64, InFlight>,
     /// Of those, calls of functions.
     calls: usize,
+    /// Of those, deliveries to endpoints.
+    deliveries: usize,
     next_token: u64,
     outbox: Outbox,
     wait_reader: Reader,
@@ -218,6 +222,7 @@ impl Session {
             plan_of: HashMap::new(),
             in_flight: HashMap::new(),
             calls: 0,
+            deliveries: 0,
             next_token: 0,
             outbox: Outbox::default(),
             waited_for: Vec::new(),
@@ -326,11 +331,12 @@ impl Session {
     fn tell_free_slots(&mut self) {
         self.scheduler.set_full(Slots::Handlers, self.handlers_in_flight() >= self.settings.concurrency);
         self.scheduler.set_full(Slots::Calls, self.calls >= self.settings.calls);
+        self.scheduler.set_full(Slots::Deliveries, self.deliveries >= DELIVERIES);
     }
 
     /// Dispatches of events in flight.
     fn handlers_in_flight(&self) -> usize {
-        self.in_flight.len().saturating_sub(self.calls)
+        self.in_flight.len().saturating_sub(self.calls + self.deliveries)
     }
 
     fn may_start(&self) -> bool {

@@ -148,6 +148,8 @@ impl Server {
         let admission = Admission::new(memory.clone(), Arc::new(AnyRoute));
         let cancel = CancellationToken::new();
         let router = server::router(Parts {
+            internal: None,
+            worker: None,
             metrics: None,
             tracing: server::trace::Tracing { trust: TraceTrust::Internal, trusted_proxies: Vec::new(), spans: None },
             gateway: Gateway::new(

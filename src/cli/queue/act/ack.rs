@@ -12,7 +12,7 @@ use super::super::super::output::{Failure, NextAction, Param, Report};
 use super::super::super::render::{self, Human};
 use super::super::look::resolve;
 use super::super::since::iso;
-use super::super::{bus, bus_to_change, functions, is_routed, redis_of, registry};
+use super::super::{bus, bus_to_change, endpoints, functions, is_routed, redis_of, registry};
 use super::{actor, operator, reason_or};
 use crate::config::units::duration_arg;
 use crate::diagnose::Exit;
@@ -105,8 +105,8 @@ async fn preview(args: &Args, bus: &Bus, context: &Context) -> Result<Preview, F
     let Some(older_than) = args.older_than else { return named(args, bus).await };
     let pass = Pass { older_than, family: args.family.clone(), limit: args.limit as usize };
     let registry = registry(context)?.current();
-    let functions = functions(bus).await?;
-    let is_unrouted = |family: &Family| !is_routed(context, &registry, &functions, family);
+    let (functions, endpoints) = (functions(bus).await?, endpoints(bus).await?);
+    let is_unrouted = |family: &Family| !is_routed(context, &registry, &functions, &endpoints, family);
     Ok(bus.residue(&pass, args.unrouted.then_some(&is_unrouted as _)).await?)
 }
 

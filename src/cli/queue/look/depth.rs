@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Param, Report};
 use super::super::super::render::{self, Human};
-use super::super::{bus, functions, is_routed, redis_of, registry};
+use super::super::{bus, endpoints, functions, is_routed, redis_of, registry};
 
 /// What waits, by family and priority
 #[derive(Debug, Clone, clap::Args)]
@@ -18,12 +18,12 @@ pub struct Args {}
 pub async fn run(_: &Args, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
     let registry = registry(context)?.current();
-    let functions = functions(&bus).await?;
+    let (functions, endpoints) = (functions(&bus).await?, endpoints(&bus).await?);
     let depth = bus.depth().await?;
     let unrouted: u64 = depth
         .by_family
         .iter()
-        .filter(|family| !is_routed(context, &registry, &functions, &family.family))
+        .filter(|family| !is_routed(context, &registry, &functions, &endpoints, &family.family))
         .map(|family| family.waiting + family.leased + family.retrying)
         .sum();
     let rows = depth.by_family.iter().map(|family| {

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Param, Report};
 use super::super::super::render::Human;
-use super::super::{bus, functions, is_routed, registry};
+use super::super::{bus, endpoints, functions, is_routed, registry};
 use crate::diagnose::{Diagnose as _, Exit};
 use crate::functions::registry::Snapshot;
+use crate::outbound::store::Snapshot as Endpoints;
 use crate::registry::entry::{Entry, HandlerSpec};
 use crate::registry::{Error, Registry};
 use crate::streams::family::Family;
@@ -109,18 +110,18 @@ fn check(path: Option<PathBuf>, context: &Context) -> Result<Report, Failure> {
     Ok(report.next(NextAction::new("queue registry check", "Check it again after mending it")))
 }
 
-/// The functions, where Redis is there to tell of them: the table itself needs none.
-async fn known_functions(context: &Context) -> Snapshot {
-    let Ok(bus) = bus(context) else { return Snapshot::default() };
-    let known = tokio::time::timeout(FUNCTIONS_WAIT, functions(&bus)).await;
-    known.ok().and_then(Result::ok).unwrap_or_default()
+/// The functions and endpoints, where Redis is there to tell of them: the table itself needs none.
+async fn known_targets(context: &Context) -> (Snapshot, Endpoints) {
+    let Ok(bus) = bus(context) else { return Default::default() };
+    let known = async { Ok::<_, Failure>((functions(&bus).await?, endpoints(&bus).await?)) };
+    tokio::time::timeout(FUNCTIONS_WAIT, known).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 async fn explain(event: &Family, context: &Context) -> Result<Report, Failure> {
     let registry = registry(context)?.current();
-    let functions = known_functions(context).await;
+    let (functions, endpoints) = known_targets(context).await;
     let explanation = registry.explain(event);
-    let is_served = is_routed(context, &registry, &functions, event);
+    let is_served = is_routed(context, &registry, &functions, &endpoints, event);
     let target = match explanation.entry.map(|entry| &entry.handler) {
         Some(HandlerSpec::Inngest { target }) => target.as_str(),
         _ => event.as_str(),

@@ -6,7 +6,7 @@ use super::super::super::Context;
 use super::super::super::functions::run::why as run_why;
 use super::super::super::output::{Failure, NextAction, Report};
 use super::super::super::render::Human;
-use super::super::{bus, functions, is_routed, redis_of, registry};
+use super::super::{bus, endpoints, functions, is_routed, redis_of, registry};
 use super::{inspect_action, missing, resolve, since};
 use crate::moment::iso;
 use crate::streams::bus::Bus;
@@ -55,10 +55,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 pub async fn hold(bus: &Bus, place: &Place, context: &Context) -> Result<Hold, Failure> {
     // A registry file that is wrong is no reason not to look at an event.
     let registry = registry(context).ok().map(|handle| handle.current());
-    let functions = functions(bus).await?;
+    let (functions, endpoints) = (functions(bus).await?, endpoints(bus).await?);
     let routing = |family: &Family| match &registry {
         Some(registry) => Routing {
-            is_routed: is_routed(context, registry, &functions, family),
+            is_routed: is_routed(context, registry, &functions, &endpoints, family),
             is_ordered: registry.lookup(family).is_some_and(|entry| entry.ordered),
         },
         None => Routing { is_routed: true, is_ordered: false },

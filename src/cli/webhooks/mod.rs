@@ -1,0 +1,61 @@
+//! `joelclaw webhooks`: what comes in, and the endpoints that our events are sent to.
+
+mod deliveries;
+mod endpoint_change;
+pub mod endpoints;
+mod sources;
+
+use super::Context;
+use super::output::{Failure, Report};
+use crate::ingest::providers::Senders;
+use crate::service::senders::Leased;
+
+/// Webhooks: what comes in, and the endpoints that events are sent to
+#[derive(Debug, Clone, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// The deliveries that came, newest first
+    #[command(visible_alias = "deliveries")]
+    #[command(after_help = "Examples:\n  joelclaw webhooks list --provider github\n  \
+                            joelclaw webhooks list --outcome failed --since 1h")]
+    List(deliveries::ListArgs),
+    /// One delivery: headers, body, events
+    #[command(after_help = "Example:\n  joelclaw webhooks inspect 01J…")]
+    Inspect(deliveries::InspectArgs),
+    /// Append the events of deliveries once more, made by today's code
+    #[command(after_help = "Examples:\n  joelclaw webhooks replay 01J…\n  \
+                            joelclaw webhooks replay --outcome failed --since 1h --apply")]
+    Replay(deliveries::ReplayArgs),
+    /// Send a correctly signed sample to the running server
+    #[command(after_help = "Example:\n  joelclaw webhooks test github")]
+    Test(sources::TestArgs),
+    /// Who may send, and whether its secret is set
+    #[command(after_help = "Example:\n  joelclaw webhooks sources")]
+    Sources,
+    /// Where events are sent to: add, change, test, enable and disable
+    #[command(visible_alias = "endpoint")]
+    Endpoints(Box<endpoints::Args>),
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+    match &args.command {
+        Command::List(args) => deliveries::list(args, context).await,
+        Command::Inspect(args) => deliveries::inspect(args, context).await,
+        Command::Replay(args) => deliveries::replay(args, context).await,
+        Command::Test(args) => sources::test(args, context).await,
+        Command::Sources => sources::sources(context).await,
+        Command::Endpoints(args) => endpoints::run(args, context).await,
+    }
+}
+
+/// The senders of this configuration. What a command of secrets would say is known to the service alone.
+fn senders(context: &Context) -> Result<Senders, Failure> {
+    Ok(crate::service::senders::senders(&context.config, &Leased::default())?)
+}

@@ -1,0 +1,190 @@
+//! One request to an endpoint: signed, within its time, to an address that was checked, without redirects.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, redirect};
+
+use super::endpoint::{self, Endpoint};
+use super::guard::{Guard, GuardedResolver, Refused};
+use crate::diagnose::chain;
+
+/// Bytes of an answer that are read.
+const ANSWER_BYTES: usize = 4096;
+/// Characters of an answer that an error shows.
+const SHOWN_CHARS: usize = 500;
+/// An endpoint that asks for more patience is not believed.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Sends deliveries. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    guard: Guard,
+    https: Client,
+    http: Client,
+    timeout: Duration,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The status, where there was an answer.
+    pub status: Option<u16>,
+    /// Why it counts as failed; `None` is a success.
+    pub error: Option<String>,
+    /// What a 429 or 503 asked for.
+    pub retry_after: Option<Duration>,
+    /// The beginning of the answer.
+    pub answer: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Sender {
+    /// A sender; the error says why there is no HTTP client.
+    pub fn new(guard: Guard, timeout: Duration) -> Result<Self, String> {
+        let client = |is_https| {
+            let resolver = GuardedResolver { guard: guard.clone(), is_https };
+            Client::builder()
+                .redirect(redirect::Policy::none())
+                .no_proxy()
+                .https_only(is_https)
+                .dns_resolver(std::sync::Arc::new(resolver))
+                .connect_timeout(Duration::from_secs(5).min(timeout))
+                .pool_idle_timeout(Duration::from_secs(30))
+                .user_agent(concat!("system-bus/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .map_err(|error| format!("no HTTP client: {}", chain(&error)))
+        };
+        Ok(Self { https: client(true)?, http: client(false)?, guard, timeout })
+    }
+
+    /// The rules for addresses.
+    #[must_use]
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Sends `body` as the delivery `id`.
+    pub async fn send(&self, endpoint: &Endpoint, id: &str, body: &str) -> Attempt {
+        let began = Instant::now();
+        let failed = |error: String| Attempt {
+            status: None,
+            error: Some(error),
+            retry_after: None,
+            answer: String::new(),
+            took: began.elapsed(),
+        };
+        let url = match endpoint::parse_url(&endpoint.url) {
+            Ok(url) => url,
+            Err(error) => return failed(error.to_string()),
+        };
+        // An address is connected to without asking the resolver.
+        if let Err(refused) = self.guard.check_literal(&url) {
+            return failed(format!("the address is refused: {refused}"));
+        }
+        let client = if url.scheme() == "https" { &self.https } else { &self.http };
+        let request = client.post(url).headers(headers(endpoint, id, body, Utc::now())).timeout(self.timeout);
+        let mut response = match request.body(body.to_owned()).send().await {
+            Ok(response) => response,
+            Err(error) => return failed(unanswered(error)),
+        };
+        let status = response.status();
+        let mut answer = Vec::new();
+        while answer.len() < ANSWER_BYTES {
+            match response.chunk().await {
+                Ok(Some(chunk)) => answer.extend_from_slice(&chunk),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        answer.truncate(ANSWER_BYTES);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let code = status.as_u16();
+        let error = (!status.is_success()).then(|| {
+            let shown: String = answer.trim().chars().take(SHOWN_CHARS).collect();
+            let what = if status.is_redirection() { " (redirects are not followed)" } else { "" };
+            if shown.is_empty() { format!("HTTP {code}{what}") } else { format!("HTTP {code}{what}: {shown}") }
+        });
+        let retry_after = if matches!(code, 429 | 503) { retry_after(response.headers(), Utc::now()) } else { None };
+        Attempt { status: Some(code), error, retry_after, answer, took: began.elapsed() }
+    }
+}
+
+fn headers(endpoint: &Endpoint, id: &str, body: &str, now: DateTime<Utc>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &endpoint.headers {
+        if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+    let id = header_text(id);
+    let timestamp = now.timestamp();
+    let signatures = endpoint::signatures(endpoint, &id, timestamp, body.as_bytes());
+    for (name, text) in
+        [("webhook-id", id), ("webhook-timestamp", timestamp.to_string()), ("webhook-signature", signatures)]
+    {
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers
+}
+
+/// An id as a header can hold it: everything but visible ASCII, and `%`, as `%XX`.
+fn header_text(id: &str) -> String {
+    let mut text = String::with_capacity(id.len());
+    for byte in id.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+/// `Retry-After`: seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => (DateTime::parse_from_rfc2822(text).ok()?.to_utc() - now).to_std().unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_PATIENCE))
+}
+
+/// Without the URL, whose query may hold a token.
+fn unanswered(error: reqwest::Error) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(next) = cause {
+        if let Some(refused) = next.downcast_ref::<Refused>() {
+            return format!("the address is refused: {refused}");
+        }
+        cause = next.source();
+    }
+    let what = if error.is_timeout() { "no answer in time" } else { "no connection" };
+    format!("{what}: {}", chain(&error.without_url()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_fit_a_header_and_stay_distinct() {
+        assert_eq!(header_text("018f-ab"), "018f-ab");
+        assert_eq!(header_text("a b\nü%"), "a%20b%0A%C3%BC%25");
+    }
+
+    #[test]
+    fn patience_has_an_end() {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("86400"));
+        assert_eq!(retry_after(&headers, Utc::now()), Some(LONGEST_PATIENCE));
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("soon"));
+        assert_eq!(retry_after(&headers, Utc::now()), None);
+    }
+}
