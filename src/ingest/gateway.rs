@@ -40,7 +40,7 @@ use super::peer::Peer;
 use super::providers::{Answers, DeliveryKey, NormalizedEvent, Provider, Senders, Skip};
 use super::request_body;
 use super::signature::{Clock, Delivery, Refusal, Slot};
-use super::spool::{self, Spool, Spooled, SpooledEvent};
+use super::spool::{self, Spool, Spooled, SpooledEvent, Turn};
 use crate::config::{Cidr, SpoolFor};
 use crate::diagnose::{Diagnose, chain};
 use crate::streams::append::{self, Once};
@@ -56,6 +56,8 @@ const HANDSHAKES: Rate = Rate { count: 10, per: Duration::from_secs(60) };
 const MAX_KEY_BYTES: usize = 160;
 /// More than the envelope of an event adds to its payload.
 const ENVELOPE_BYTES: usize = 4096;
+/// How long a delivery waits for the last ones on the disk before it goes behind them.
+const SOON: Duration = Duration::from_secs(1);
 /// How long the echo filter may be asked.
 const ECHO_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -462,8 +464,15 @@ impl Gateway {
     /// Appends, unless something waits on the disk already: then these have to wait behind it.
     async fn admit(&self, emits: &[Emit<'_>], spool: Option<&Spool>) -> Result<Vec<Accepted>, NotAdmitted> {
         let behind = || NotAdmitted::Later("earlier deliveries wait on the disk".to_owned());
-        if spool.is_some_and(Spool::holds_any) {
-            return Err(self.0.admission.check(emits).map_or_else(NotAdmitted::Refused, |()| behind()));
+        if let Some(spool) = spool {
+            let is_clear = match spool.turn() {
+                Turn::Direct => true,
+                Turn::Soon => tokio::time::timeout(SOON, spool.until_empty()).await.is_ok(),
+                Turn::Behind => false,
+            };
+            if !is_clear {
+                return Err(self.0.admission.check(emits).map_or_else(NotAdmitted::Refused, |()| behind()));
+            }
         }
         let until_held = async {
             match spool {

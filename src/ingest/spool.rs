@@ -13,7 +13,7 @@
 //! # Invariants
 //! 1. `put` answers `Ok` only after file and directory are synced.
 //! 2. Each event has an id before it is written, so that draining twice appends once.
-//! 3. While anything is held, later deliveries go behind it: what is drained is in order of arrival.
+//! 3. While anything is held, later deliveries go behind it, or wait until it is appended: the order of arrival is kept.
 //! 4. Never more than `max_bytes`, what is being written included.
 //! 5. One process a directory: a lock says so.
 
@@ -38,6 +38,8 @@ use crate::streams::json::JsonObject;
 
 /// Most bytes of one file, so that reading one back is no burden.
 const FILE_MAX_BYTES: usize = 1 << 20;
+/// So many deliveries are appended in a moment.
+const SOON: usize = 512;
 /// How long to wait before Redis is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -132,6 +134,19 @@ struct State {
     /// The same, deliveries.
     deliveries: usize,
     last: Option<Ulid>,
+    /// The last append of the drain was taken.
+    is_back: bool,
+}
+
+/// What a delivery that arrives now has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing is held.
+    Direct,
+    /// Little is held, and it is being appended: it will be gone in a moment.
+    Soon,
+    /// Go behind what is held.
+    Behind,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -192,7 +207,24 @@ impl Spool {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True while anything is held: then a later delivery has to go behind it.
+    /// What a delivery that arrives now has to do, so that the order is kept. Under a steady load the spool would never
+    /// run empty if all of it went behind.
+    #[must_use]
+    pub fn turn(&self) -> Turn {
+        let state = self.state();
+        match state.deliveries {
+            0 => Turn::Direct,
+            held if state.is_back && held <= SOON => Turn::Soon,
+            _ => Turn::Behind,
+        }
+    }
+
+    /// Ends when nothing is held.
+    pub async fn until_empty(&self) {
+        let _ = self.0.held.subscribe().wait_for(|held| !*held).await;
+    }
+
+    /// True while anything is held.
     #[must_use]
     pub fn holds_any(&self) -> bool {
         self.state().deliveries > 0
@@ -216,6 +248,8 @@ impl Spool {
             if state.bytes + size > self.0.max_bytes {
                 return Err(Error::Full { held: state.bytes, limit: self.0.max_bytes });
             }
+            // The first one: an outage begins.
+            state.is_back &= state.deliveries > 0;
             state.bytes += size;
             state.deliveries += 1;
             state.waiting.push_back(Waiting { received_ms: delivery.received_ms, encoded, answer });
@@ -338,12 +372,14 @@ impl Spool {
                 Ok(()) => {
                     drained += held.deliveries;
                     is_away = false;
+                    self.state().is_back = true;
                     self.forget(held);
                     if stop.is_cancelled() {
                         return;
                     }
                 }
                 Err(error) => {
+                    self.state().is_back = false;
                     if !std::mem::replace(&mut is_away, true) {
                         let Depth { deliveries, bytes, .. } = self.depth();
                         tracing::warn!(action = "webhook.spool.waiting", deliveries, bytes, error);
