@@ -457,9 +457,9 @@ impl Lab {
 
     fn start(&mut self) {
         let at = EPOCH + self.now;
-        for family in 0..3 {
+        for (family, name) in FAMILIES.iter().enumerate() {
             let is_probing = self.running.iter().any(|running| running.family == family && running.is_probe);
-            let is_paused = self.pauses.contains_key(FAMILIES[family]);
+            let is_paused = self.pauses.contains_key(*name);
             if !is_probing
                 && !is_paused
                 && self.circuits[family].as_ref().is_some_and(|circuit| circuit.wants_probe(at))
