@@ -73,7 +73,8 @@ impl Setup {
         std::fs::write(dir.path().join("triage.toml"), self.rules).unwrap();
         let registry = RegistryHandle::load(dir.path().join("registry.toml")).unwrap();
         let functions = system_bus::functions::registry::Registry::new(bus.bus.clone());
-        let routes = AdmissionRoutes { registry: registry.clone(), functions, is_inngest_served: true };
+        let endpoints = system_bus::outbound::store::Endpoints::new(bus.bus.clone());
+        let routes = AdmissionRoutes { registry: registry.clone(), functions, endpoints, is_inngest_served: true };
         let stop = CancellationToken::new();
         let settings = Settings {
             concurrency: 2,
