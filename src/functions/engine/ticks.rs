@@ -38,6 +38,10 @@ impl Engine {
             return Ok(self.runs().forget_schedule(name).await?);
         };
         let now = self.runs().now_ms().await?;
+        // Another server has fired the tick that was due: this is the one after it.
+        if series.fires_ms(due) > now {
+            return Ok(());
+        }
         let is_late = now.saturating_sub(series.fires_ms(due)) > LATE_MS;
         let (tick, skipped) = match is_late.then(|| series.schedule.last_between(due, now)).flatten() {
             Some((last, _)) => (last, true),
