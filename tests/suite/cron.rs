@@ -43,6 +43,18 @@ async fn run_through(stage: &mut Stage, from: &str, until: &str, step: u64) -> V
     ran
 }
 
+/// As a server that had read the timers before another one fired: the schedule is still in its list, its tick is not.
+#[tokio::test]
+async fn who_comes_too_late_for_a_tick_does_not_take_the_next_one() {
+    let stage = stage(&[("f", cron("*/5 * * * *"))], "2026-05-01T10:02:00Z", MissedTicks::Last).await;
+    let timers = format!("{}:fn:timers", stage.t.bus.keys.tag());
+    let members: Vec<String> = stage.t.cmd(&["ZRANGE", &timers, "0", "-1"]).await;
+    assert_eq!(members.len(), 1, "{members:?}");
+    stage.t.cmd::<i64>(&["ZADD", &timers, "0", &members[0]]).await;
+    stage.engine.fire_due().await.unwrap();
+    assert_eq!(stage.with_status(Status::Queued).await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_tick_makes_one_run_with_its_event_on_one_of_two_servers() {
     let mut stage = stage(&[("f", cron("*/5 * * * *"))], "2026-05-01T10:02:00Z", MissedTicks::Last).await;
