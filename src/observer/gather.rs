@@ -150,13 +150,12 @@ fn view(family: &FamilyDepth, read: &Read) -> FamilyView {
     let since = read.now.saturating_sub(300_000);
     let failed_events = failing.map_or(0, |events| events.iter().filter(|(at, _)| *at >= since).count() as u64);
     let resumed = read.memory.get(name).and_then(|memory| memory.resumed.as_ref());
-    let by = family.by_priority;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let p95 = read.hour.summary(kind::WAIT_ACTIVE, |lane| family_of(lane) == name).p95.map(|p95| p95.max(0.0) as u64);
     FamilyView {
         family: name.to_owned(),
         total,
-        by_priority: ByPriority { p0: by.p0, p1: by.p1, p2: by.p2, p3: by.p3 },
+        by_priority: family.by_priority,
         oldest_age_ms: family.oldest_age_ms,
         newest_age_ms: family.newest_age_ms,
         held: Some(if is_held { total } else { 0 }),

@@ -624,19 +624,7 @@ impl Lab {
                 // A resume goes through the half-open state, as in `observe_apply.lua`.
                 let before = self.circuits[index].clone();
                 let (n, failures) = before.map_or((0, 0), |circuit| (circuit.n, circuit.failures));
-                self.circuits[index] = Some(Circuit {
-                    state: State::HalfOpen,
-                    since: at,
-                    open_until: None,
-                    n,
-                    failures,
-                    attempts: 0,
-                    last_error: String::new(),
-                    holder: None,
-                    holder_until: None,
-                    successes: 0,
-                    rev: 0,
-                });
+                self.circuits[index] = Some(Circuit { n, failures, ..Circuit::new(State::HalfOpen, at) });
             }
             _ => {}
         }

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::streams::depth::ByPriority;
+
 /// The version made here.
 pub const VERSION: u32 = 2;
 /// Families told apart; the others are summed as `other`.
@@ -61,27 +63,6 @@ pub struct Span {
     pub hours: u64,
     pub since: String,
     pub until: String,
-}
-
-/// One number per priority, all four always there.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-#[allow(missing_docs)]
-pub struct ByPriority {
-    pub p0: u64,
-    pub p1: u64,
-    pub p2: u64,
-    pub p3: u64,
-}
-
-impl ByPriority {
-    /// Adds another.
-    pub const fn add(&mut self, other: Self) {
-        self.p0 += other.p0;
-        self.p1 += other.p1;
-        self.p2 += other.p2;
-        self.p3 += other.p3;
-    }
 }
 
 /// All observed families together.

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, redirect};
 
 use super::endpoint::{self, Endpoint};
 use super::guard::{Guard, GuardedResolver, Refused};
 use crate::diagnose::chain;
+use crate::drainer::handlers::answer::{read_at_most, retry_after};
 
 /// Bytes of an answer that are read.
 const ANSWER_BYTES: usize = 4096;
@@ -86,27 +87,22 @@ impl Sender {
         }
         let client = if url.scheme() == "https" { &self.https } else { &self.http };
         let request = client.post(url).headers(headers(endpoint, id, body, Utc::now())).timeout(self.timeout);
-        let mut response = match request.body(body.to_owned()).send().await {
+        let response = match request.body(body.to_owned()).send().await {
             Ok(response) => response,
             Err(error) => return failed(unanswered(error)),
         };
         let status = response.status();
-        let mut answer = Vec::new();
-        while answer.len() < ANSWER_BYTES {
-            match response.chunk().await {
-                Ok(Some(chunk)) => answer.extend_from_slice(&chunk),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        answer.truncate(ANSWER_BYTES);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
         let code = status.as_u16();
+        let retry_after = match code {
+            429 | 503 => retry_after(response.headers(), Utc::now(), LONGEST_PATIENCE),
+            _ => None,
+        };
+        let answer = read_at_most(response, ANSWER_BYTES).await;
         let error = (!status.is_success()).then(|| {
             let shown: String = answer.trim().chars().take(SHOWN_CHARS).collect();
             let what = if status.is_redirection() { " (redirects are not followed)" } else { "" };
             if shown.is_empty() { format!("HTTP {code}{what}") } else { format!("HTTP {code}{what}: {shown}") }
         });
-        let retry_after = if matches!(code, 429 | 503) { retry_after(response.headers(), Utc::now()) } else { None };
         Attempt { status: Some(code), error, retry_after, answer, took: began.elapsed() }
     }
 }
@@ -146,16 +142,6 @@ fn header_text(id: &str) -> String {
     text
 }
 
-/// `Retry-After`: seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => (DateTime::parse_from_rfc2822(text).ok()?.to_utc() - now).to_std().unwrap_or_default(),
-    };
-    Some(wait.min(LONGEST_PATIENCE))
-}
-
 /// Without the URL, whose query may hold a token.
 fn unanswered(error: reqwest::Error) -> String {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
@@ -172,6 +158,7 @@ fn unanswered(error: reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use reqwest::header::RETRY_AFTER;
 
     #[test]
     fn ids_fit_a_header_and_stay_distinct() {
@@ -183,8 +170,8 @@ mod tests {
     fn patience_has_an_end() {
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, HeaderValue::from_static("86400"));
-        assert_eq!(retry_after(&headers, Utc::now()), Some(LONGEST_PATIENCE));
+        assert_eq!(retry_after(&headers, Utc::now(), LONGEST_PATIENCE), Some(LONGEST_PATIENCE));
         headers.insert(RETRY_AFTER, HeaderValue::from_static("soon"));
-        assert_eq!(retry_after(&headers, Utc::now()), None);
+        assert_eq!(retry_after(&headers, Utc::now(), LONGEST_PATIENCE), None);
     }
 }

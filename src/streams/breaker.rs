@@ -193,6 +193,24 @@ fn ms(duration: Duration) -> u64 {
 }
 
 impl Circuit {
+    /// One in this state since `since` (ms), of which nothing else is known.
+    #[must_use]
+    pub const fn new(state: State, since: u64) -> Self {
+        Self {
+            state,
+            since,
+            open_until: None,
+            n: 0,
+            failures: 0,
+            attempts: 0,
+            last_error: String::new(),
+            holder: None,
+            holder_until: None,
+            successes: 0,
+            rev: 0,
+        }
+    }
+
     /// Whether the family may not be read at `now_ms`, by anybody but the holder.
     #[must_use]
     pub fn is_closed_gate(&self, now_ms: u64) -> bool {
@@ -229,20 +247,7 @@ impl Circuit {
             let hold = drawn.min(ms(thresholds.max)).max(not_before.map_or(0, ms));
             let last_error: String = error.chars().take(300).collect();
             let open_until = Some(now_ms + hold);
-            let state = State::Open;
-            let circuit = Self {
-                state,
-                since: now_ms,
-                open_until,
-                n,
-                failures,
-                attempts,
-                last_error,
-                holder: None,
-                holder_until: None,
-                successes: 0,
-                rev: 0,
-            };
+            let circuit = Self { open_until, n, failures, attempts, last_error, ..Self::new(State::Open, now_ms) };
             After::Becomes(Some(circuit), Some("queue.breaker.opened"))
         };
         match (change, circuit) {
@@ -250,19 +255,8 @@ impl Circuit {
             (Change::Force { is_open, lasts }, _) => {
                 let state = if *is_open { State::ForcedOpen } else { State::ForcedClosed };
                 let action = if *is_open { "queue.breaker.opened" } else { "queue.breaker.closed" };
-                let forced = Self {
-                    state,
-                    since: now_ms,
-                    open_until: lasts.map(|lasts| now_ms.saturating_add(ms(lasts))),
-                    n: 0,
-                    failures: 0,
-                    attempts: 0,
-                    last_error: String::new(),
-                    holder: None,
-                    holder_until: None,
-                    successes: 0,
-                    rev: 0,
-                };
+                let open_until = lasts.map(|lasts| now_ms.saturating_add(ms(lasts)));
+                let forced = Self { open_until, ..Self::new(state, now_ms) };
                 After::Becomes(Some(forced), Some(action))
             }
             (Change::Trip(trip), None) => open(0, trip.failures, trip.attempts, &trip.error, trip.not_before),

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use redis::Value;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
 use super::entry_id::EntryId;
@@ -51,8 +51,8 @@ pub struct Depth {
     pub at_ms: u64,
 }
 
-/// One number per priority.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+/// One number per priority, all four always there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs)]
 pub struct ByPriority {
@@ -63,6 +63,14 @@ pub struct ByPriority {
 }
 
 impl ByPriority {
+    /// Adds another.
+    pub const fn add(&mut self, other: Self) {
+        self.p0 += other.p0;
+        self.p1 += other.p1;
+        self.p2 += other.p2;
+        self.p3 += other.p3;
+    }
+
     const fn of(&mut self, lane: &Lane) -> &mut u64 {
         match lane.priority.number() {
             0 => &mut self.p0,

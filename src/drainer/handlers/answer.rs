@@ -40,7 +40,7 @@ pub fn outcome(
     let code = Some(i32::from(status.as_u16()));
     let retry = |not_before| Outcome::Retry { error: error.clone(), not_before, status: code };
     match status.as_u16() {
-        429 | 503 => retry(retry_after(headers, now)),
+        429 | 503 => retry(retry_after(headers, now, LONGEST_PATIENCE)),
         408 | 425 | 500.. => retry(None),
         300..=399 => {
             let to =
@@ -72,23 +72,28 @@ fn without_secrets(location: &str) -> String {
     shown.chars().take(KEPT_CHARS).collect()
 }
 
-/// `Retry-After`: seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+/// `Retry-After`: seconds, or a date; no more than `longest`.
+pub(crate) fn retry_after(headers: &HeaderMap, now: DateTime<Utc>, longest: Duration) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => (DateTime::parse_from_rfc2822(text).ok()?.to_utc() - now).to_std().unwrap_or_default(),
     };
-    Some(wait.min(LONGEST_PATIENCE))
+    Some(wait.min(longest))
 }
 
 /// Reads what an error may show of an answer, and no more: a target can't fill our memory.
-pub(super) async fn read(mut response: reqwest::Response) -> String {
+pub(super) async fn read(response: reqwest::Response) -> String {
+    read_at_most(response, READ_BYTES).await
+}
+
+/// The first bytes of an answer, or what came before it broke off.
+pub(crate) async fn read_at_most(mut response: reqwest::Response, bytes: usize) -> String {
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         body.extend_from_slice(&chunk);
-        if body.len() >= READ_BYTES {
-            body.truncate(READ_BYTES);
+        if body.len() >= bytes {
+            body.truncate(bytes);
             break;
         }
     }

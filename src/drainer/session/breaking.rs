@@ -186,17 +186,11 @@ impl Session {
     /// Holds the family at once; the stored circuit follows.
     fn hold_until_written(&mut self, family: &Family, trip: &Trip, now: u64) {
         let circuit = Circuit {
-            state: State::Open,
-            since: now,
             open_until: Some(now + 60_000),
-            n: 0,
             failures: trip.failures,
             attempts: trip.attempts,
             last_error: trip.error.clone(),
-            holder: None,
-            holder_until: None,
-            successes: 0,
-            rev: 0,
+            ..Circuit::new(State::Open, now)
         };
         self.breaking.circuits.insert(family.to_string(), circuit);
         self.apply_hold(family);
