@@ -8,7 +8,6 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::fields::{Fields, json_string, object_text};
 use crate::config::{TriageDedup, TriageMode};
 use crate::streams::append::{Appended, NewEvent};
 use crate::streams::json::JsonObject;
@@ -150,12 +149,6 @@ fn apply(
 
 /// Adds the summary keys to `meta`. The emitter has none of these: admission refused them.
 fn summarise(event: &mut NewEvent, summary: &[(&str, Value)]) {
-    let known = event.meta.take().unwrap_or_default();
-    let Ok(own) = Fields::parse(known.as_str()) else { return };
-    let values: Vec<(&str, String)> = summary
-        .iter()
-        .map(|(key, value)| (*key, value.as_str().map_or_else(|| value.to_string(), json_string)))
-        .collect();
-    let members = own.iter().chain(values.iter().map(|(key, value)| (*key, value.as_str())));
-    event.meta = JsonObject::parse(&object_text(members)).ok().or_else(|| Some(known.clone()));
+    let values = summary.iter().map(|(key, value)| (*key, value.to_string()));
+    event.meta = Some(event.meta.take().unwrap_or_default().with(values));
 }

@@ -150,7 +150,15 @@ pub(super) fn start(
     let bus = bus.separate();
     let (recorder, flusher) = Recorder::new(bus.clone(), owner.as_str(), config.telemetry.minute_retention);
     let metrics = Metrics::new(config.telemetry.metrics_max_families);
-    let fed = Fed { standings: Standings::default(), recorder: recorder.clone(), heartbeat: Heartbeat::default() };
+    let exports_spans =
+        config.telemetry.is_enabled && config.telemetry.traces_are_exported && config.telemetry.otlp_endpoint.is_some();
+    let (spans, offered) = exports_spans.then(Spans::new).unzip();
+    let fed = Fed {
+        standings: Standings::default(),
+        recorder: recorder.clone(),
+        spans: spans.clone(),
+        heartbeat: Heartbeat::default(),
+    };
     let beating = fed.heartbeat.clone().run(stop.clone());
     tasks.spawn(async move {
         beating.await;
@@ -166,9 +174,6 @@ pub(super) fn start(
         address
     });
     install_sampler(config);
-    let exports_spans =
-        config.telemetry.is_enabled && config.telemetry.traces_are_exported && config.telemetry.otlp_endpoint.is_some();
-    let (spans, offered) = exports_spans.then(Spans::new).unzip();
     let telemetry = Telemetry { metrics: metrics.clone(), address, recorder, spans };
     let (done, ended) = tokio::sync::oneshot::channel();
     let (config, stop) = (config.clone(), stop.clone());

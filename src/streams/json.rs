@@ -4,6 +4,7 @@
 //! wire, raw JSON at the JSON edges.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -11,9 +12,9 @@ use serde_json::value::RawValue;
 /// Deepest accepted nesting of objects and arrays.
 pub const MAX_JSON_DEPTH: usize = 128;
 
-/// The text of one JSON object, checked once. Never empty: the default is `{}`.
+/// The text of one JSON object, checked once. Never empty: the default is `{}`. Cheap to clone, however long.
 #[derive(Clone, PartialEq, Eq)]
-pub struct JsonObject(Box<str>);
+pub struct JsonObject(Arc<str>);
 
 /// Why a text is not an acceptable JSON object.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,23 @@ impl JsonObject {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The same with more members behind its own. Values are JSON texts.
+    #[must_use]
+    pub fn with<'a>(&self, members: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        // It was checked, and has no blanks around it: the last byte closes the object.
+        let mut text = self.0.get(..self.0.len().saturating_sub(1)).unwrap_or("{").trim_end().to_owned();
+        for (key, value) in members {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&serde_json::Value::from(key).to_string());
+            text.push(':');
+            text.push_str(&value);
+        }
+        text.push('}');
+        Self(text.into())
     }
 
     /// The text as a parsed value. Loses what `serde_json::Value` can't hold: for display and rules only.
@@ -131,6 +149,18 @@ impl<'de> Deserialize<'de> for JsonObject {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_are_added_behind_what_is_there() {
+        let with = |text: &str| {
+            let object = JsonObject::parse(text).unwrap();
+            object.with([("a\"b", "1".to_owned()), ("c", "\"x\"".to_owned())]).as_str().to_owned()
+        };
+        assert_eq!(with("{}"), r#"{"a\"b":1,"c":"x"}"#);
+        assert_eq!(with("{ \n}"), r#"{"a\"b":1,"c":"x"}"#);
+        assert_eq!(with(r#" {"n":1e3 } "#), r#"{"n":1e3,"a\"b":1,"c":"x"}"#);
+        assert_eq!(JsonObject::default().with([]), JsonObject::default());
+    }
 
     #[test]
     fn the_text_survives_both_encodings_to_the_letter() {

@@ -2,7 +2,7 @@
 //!
 //! | key (after the tag) | type | changed by |
 //! |---|---|---|
-//! | `:journal:cursors` | hash: name → `<entry id>,<required>,<seconds>` | `project.lua` |
+//! | `:journal:cursors` | hash: name → `<entry id>,<required>,<seconds>,<batches up to it>` | `project.lua` |
 //! | `:journal:lease:<name>` | string, PX: owner | the same |
 //! | `:journal:state:<name>` | string: what it must remember | the same |
 //!
@@ -12,7 +12,7 @@
 //! 2. It moves only from where its mover had read it: two movers can't both count a batch.
 //! 3. Retention never passes the cursor of a required reader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::bus::Bus;
@@ -29,6 +29,43 @@ pub struct Cursor {
     pub is_required: bool,
     /// When it last moved, ms.
     pub moved_ms: u64,
+    /// Batches of the journal up to it, since the journal began; `None` after an operator moved it.
+    pub passed: Option<u64>,
+}
+
+/// Where the journal ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct End {
+    /// Its last batch.
+    pub id: EntryId,
+    /// Batches ever written.
+    pub added: u64,
+    /// Batches that are still there.
+    pub length: u64,
+}
+
+impl End {
+    /// Batches that a reader has not passed. All that are there, where nobody knows.
+    #[must_use]
+    pub fn behind(&self, cursor: &Cursor) -> u64 {
+        if cursor.id >= self.id {
+            return 0;
+        }
+        cursor.passed.map_or(self.length, |passed| self.added.saturating_sub(passed).min(self.length))
+    }
+}
+
+/// A stretch of the journal that a reader is done with.
+#[derive(Debug, Clone, Copy)]
+pub struct Stretch {
+    /// The cursor it was read from.
+    pub from: EntryId,
+    /// Its last batch.
+    pub to: EntryId,
+    /// How many batches it has.
+    pub batches: usize,
+    /// Nothing came behind it.
+    pub is_last: bool,
 }
 
 /// What an attempt to hold or move a cursor found.
@@ -79,22 +116,21 @@ impl Bus {
         self.project(reader, None, "", &[]).await
     }
 
-    /// Moves a cursor from where it was read to `to`, with what was made of the batches between.
+    /// Moves a cursor over a stretch, with what was made of its batches.
     pub async fn move_reader(
         &self,
         reader: &Reader,
-        from: EntryId,
-        to: EntryId,
+        stretch: Stretch,
         state: &str,
         minutes: &[MinuteWrite],
     ) -> Result<Held, Error> {
-        self.project(reader, Some((from, to)), state, minutes).await
+        self.project(reader, Some(stretch), state, minutes).await
     }
 
     async fn project(
         &self,
         reader: &Reader,
-        step: Option<(EntryId, EntryId)>,
+        step: Option<Stretch>,
         state: &str,
         minutes: &[MinuteWrite],
     ) -> Result<Held, Error> {
@@ -103,13 +139,16 @@ impl Bus {
             .key(self.keys.cursors())
             .key(self.keys.reader_lease(reader.name))
             .key(self.keys.reader_state(reader.name))
+            .key(self.keys.journal())
             .arg(reader.name)
             .arg(reader.owner.clone())
             .number(reader.lease.as_millis())
-            .arg(text(step.map(|(from, _)| from)))
-            .arg(text(step.map(|(_, to)| to)))
+            .arg(text(step.map(|stretch| stretch.from)))
+            .arg(text(step.map(|stretch| stretch.to)))
             .arg(state)
-            .arg(if reader.is_required { "1" } else { "0" });
+            .arg(if reader.is_required { "1" } else { "0" })
+            .number(step.map_or(0, |stretch| stretch.batches))
+            .arg(if step.is_some_and(|stretch| stretch.is_last) { "1" } else { "" });
         for minute in minutes {
             call.push_key(minute.key.clone());
             call =
@@ -140,6 +179,7 @@ impl Bus {
                 id: parts.next()?.parse().ok()?,
                 is_required: parts.next()? == "1",
                 moved_ms: parts.next()?.parse::<u64>().ok()? * 1000,
+                passed: parts.next().and_then(|count| count.parse().ok()),
             })
         };
         Ok(rows.into_iter().filter_map(|(name, row)| Some((name, parse(&row)?))).collect())
@@ -169,33 +209,27 @@ impl Bus {
         Ok(())
     }
 
-    /// The journal's last batch; the smallest id when it has none.
-    pub async fn journal_end(&self) -> Result<EntryId, Error> {
-        let mut cmd = redis::cmd("XREVRANGE");
-        cmd.arg(self.keys.journal()).arg("+").arg("-").arg("COUNT").arg(1);
-        let last: Vec<(String, redis::Value)> = self.redis.query(&cmd).await?;
-        Ok(last.first().and_then(|(id, _)| id.parse().ok()).unwrap_or_default())
-    }
-
-    /// Batches in the journal after `from`, counted up to `limit`.
-    pub async fn journal_lag(&self, from: EntryId, limit: u64) -> Result<u64, Error> {
-        let journal = self.keys.journal();
-        let length: u64 = self.redis.query(redis::cmd("XLEN").arg(&journal)).await?;
-        let first: Vec<(String, redis::Value)> =
-            self.redis.query(redis::cmd("XRANGE").arg(&journal).arg("-").arg("+").arg("COUNT").arg(1)).await?;
-        if first.first().and_then(|(id, _)| id.parse::<EntryId>().ok()).is_none_or(|first| from < first) {
-            return Ok(length);
+    /// Where the journal ends.
+    pub async fn journal_end(&self) -> Result<End, Error> {
+        let key = self.keys.journal();
+        // XINFO is an error without a key.
+        if !self.redis.query::<bool>(redis::cmd("EXISTS").arg(&key)).await? {
+            return Ok(End::default());
         }
-        let mut after = 0;
-        let mut next = from.next();
-        while after < limit {
-            let page = self.journal_batches(next, EntryId::MAX, 256).await?;
-            after += page.len() as u64;
-            match page.last() {
-                Some((last, _)) if page.len() == 256 => next = last.next(),
-                _ => break,
+        let info: HashMap<String, redis::Value> = self.redis.query(redis::cmd("XINFO").arg("STREAM").arg(&key)).await?;
+        let number = |name: &str| match info.get(name) {
+            Some(redis::Value::Int(number)) => u64::try_from(*number).ok(),
+            _ => None,
+        };
+        let id = match info.get("last-generated-id") {
+            Some(redis::Value::BulkString(text)) => std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
+            _ => None,
+        };
+        match (id, number("entries-added"), number("length")) {
+            (Some(id), Some(added), Some(length)) => Ok(End { id, added, length }),
+            _ => {
+                Err(Error::Reply { command: "XINFO STREAM", detail: "lacks last-generated-id or entries-added".into() })
             }
         }
-        Ok(after)
     }
 }

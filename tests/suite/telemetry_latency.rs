@@ -177,9 +177,14 @@ async fn what_is_recorded_directly_is_written_by_its_minute_and_added_up_over_wr
     assert!((summary.p50.unwrap() - 50.0).abs() <= 0.05);
 }
 
+/// Batches that the archive has not passed.
+async fn behind(bus: &Bus) -> u64 {
+    bus.journal_end().await.unwrap().behind(&bus.readers().await.unwrap()["archive"])
+}
+
 #[tokio::test]
 async fn retention_waits_for_a_required_reader_and_a_cursor_moves_only_from_where_it_is() {
-    use system_bus::streams::readers::{Held, Reader};
+    use system_bus::streams::readers::{Held, Reader, Stretch};
     let t = TestBus::start().await;
     let now = t.bus.now_ms().await.unwrap();
     let reader = |owner: &str| Reader {
@@ -193,17 +198,34 @@ async fn retention_waits_for_a_required_reader_and_a_cursor_moves_only_from_wher
     assert!(matches!(t.bus.hold_reader(&one).await.unwrap(), Held::Ours { cursor: EntryId::MIN, .. }));
     assert_eq!(t.bus.hold_reader(&two).await.unwrap(), Held::Theirs("one".into()));
     let to = EntryId { ms: now - 600_000 + 150 * 250, seq: 0 };
-    assert!(matches!(t.bus.move_reader(&one, EntryId::MIN, to, "s", &[]).await.unwrap(), Held::Ours { .. }));
-    assert_eq!(t.bus.move_reader(&one, EntryId::MIN, EntryId::MAX, "", &[]).await.unwrap(), Held::Moved(to));
+    let stretch = |from, to, batches| Stretch { from, to, batches, is_last: false };
+    let moved = t.bus.move_reader(&one, stretch(EntryId::MIN, to, 251), "s", &[]).await.unwrap();
+    assert!(matches!(moved, Held::Ours { .. }));
+    let again = t.bus.move_reader(&one, stretch(EntryId::MIN, EntryId::MAX, 1), "", &[]).await.unwrap();
+    assert_eq!(again, Held::Moved(to));
     assert!(
         matches!(t.bus.hold_reader(&one).await.unwrap(), Held::Ours { cursor, state } if cursor == to && state == "s")
     );
 
     let trimmed = t.bus.trim_journal(Duration::from_secs(1), 1_000_000, false).await.unwrap();
     assert_eq!((trimmed.removed, trimmed.held_by.as_deref()), (250, Some("archive")));
-    assert_eq!(t.bus.journal_lag(to, 1000).await.unwrap(), 49);
+    assert_eq!(behind(&t.bus).await, 49);
     let forced = t.bus.trim_journal(Duration::from_secs(1), 1, true).await.unwrap();
     assert_eq!(forced.held_by, None);
+
+    // What it had not passed is gone in part; at the end its count is right again.
+    dispatches(&t.bus, now - 600_000, 300, 10).await;
+    let end = t.bus.journal_end().await.unwrap();
+    assert!(behind(&t.bus).await > 0 && behind(&t.bus).await <= end.length);
+    let last = Stretch { from: to, to: end.id, batches: usize::try_from(end.length).unwrap(), is_last: true };
+    assert!(matches!(t.bus.move_reader(&one, last, "", &[]).await.unwrap(), Held::Ours { .. }));
+    assert_eq!(t.bus.readers().await.unwrap()["archive"].passed, Some(end.added));
+    dispatches(&t.bus, now - 600_000, 310, 3).await;
+    assert_eq!(behind(&t.bus).await, 3);
+    // Where an operator put it, nobody has counted.
+    t.bus.set_reader("archive", to, true).await.unwrap();
+    assert_eq!(behind(&t.bus).await, t.bus.journal_end().await.unwrap().length);
+
     t.bus.release_reader(&one).await.unwrap();
     assert!(matches!(t.bus.hold_reader(&two).await.unwrap(), Held::Ours { .. }));
     t.bus.forget_reader("archive").await.unwrap();

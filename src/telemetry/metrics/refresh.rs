@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::event;
 use super::super::latency::{Recorder, Summary, kind};
+use super::super::projection;
 use super::super::projection::fold::State;
-use super::super::projection::{self, window};
 use super::super::sinks::Standings;
+use super::super::spans::Spans;
 use super::{Labels, Levels, Metrics, OTHER};
 use crate::streams::bus::Bus;
 use crate::streams::dead::DeadFilter;
-use crate::streams::entry_id::EntryId;
 use crate::streams::redis::Error;
 
 /// Between two readings.
@@ -35,6 +35,8 @@ pub struct Fed {
     pub standings: Standings,
     /// What it dropped.
     pub recorder: Recorder,
+    /// Spans of requests, where a collector gets them.
+    pub spans: Option<Spans>,
     /// Whether the process's runtime runs timers.
     pub heartbeat: Heartbeat,
 }
@@ -119,6 +121,8 @@ pub async fn run(metrics: Arc<Metrics>, bus: Bus, owner: String, fed: Fed, stop:
         }
         metrics.redis_refresh_age.set(Labels::new(), last_good.elapsed().as_secs_f64());
         metrics.telemetry_dropped.follow(vec![("reason", "recorder".to_owned())], fed.recorder.dropped());
+        let spans = fed.spans.as_ref().map_or(0, Spans::dropped);
+        metrics.telemetry_dropped.follow(vec![("reason", "spans".to_owned())], spans);
         for (kind, count) in event::redactions() {
             metrics.redactions.follow(vec![("kind", kind.to_owned())], count);
         }
@@ -163,15 +167,14 @@ async fn read(metrics: &Metrics, bus: &Bus, owner: &str, turn: u64) -> Result<()
     queue(metrics, bus, turn).await?;
     pauses(metrics, bus, now).await?;
     drainers(metrics, bus, now).await?;
-    let mut lags = Vec::new();
-    for (name, cursor) in bus.readers().await? {
-        let lag = bus.journal_lag(cursor.id, 4096).await?;
-        lags.push((vec![("sink", metrics.bounded("sink", &name))], float(lag)));
-    }
-    metrics.sink_lag.replace(lags);
+    let end = bus.journal_end().await?;
+    let readers = bus.readers().await?.into_iter();
+    metrics.sink_lag.replace(
+        readers.map(|(name, cursor)| (vec![("sink", metrics.bounded("sink", &name))], float(end.behind(&cursor)))),
+    );
     let is_due = |every: u64| !led || turn.is_multiple_of(every);
-    for (name, ms, every) in WINDOWS.into_iter().filter(|(_, _, every)| is_due(*every)) {
-        percentiles(metrics, bus, name, now.saturating_sub(ms), every > 1).await?;
+    for (name, ms, _) in WINDOWS.into_iter().filter(|(_, _, every)| is_due(*every)) {
+        percentiles(metrics, bus, name, now.saturating_sub(ms)).await?;
     }
     if is_due(6) {
         metrics.outbox_bytes.set(none, float(bus.journal_bytes().await?));
@@ -270,10 +273,8 @@ async fn dead(metrics: &Metrics, bus: &Bus, count: u64, turn: u64) -> Result<(),
     Ok(())
 }
 
-async fn percentiles(metrics: &Metrics, bus: &Bus, name: &str, from_ms: u64, is_long: bool) -> Result<(), Error> {
-    // A long window need not be exact at its edge: whole minutes are cheap.
-    let from_ms = if is_long { from_ms / 60_000 * 60_000 } else { from_ms };
-    let told = window(bus, EntryId { ms: from_ms, seq: 0 }).await?;
+async fn percentiles(metrics: &Metrics, bus: &Bus, name: &str, from_ms: u64) -> Result<(), Error> {
+    let told = projection::folded(bus, from_ms).await?;
     let quantiles = |summary: &Summary| {
         let all = [("p50", summary.p50), ("p95", summary.p95), ("p99", summary.p99), ("max", summary.max)];
         all.map(|(q, ms)| (q, ms.map(|ms| ms / 1000.0)))

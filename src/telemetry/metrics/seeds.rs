@@ -22,7 +22,7 @@ impl Metrics {
         };
         each(&self.stalls, "reason", &["tick_hung", "dispatch_hung", "backlog_idle"]);
         each(&self.leased, "priority", &["P0", "P1", "P2", "P3"]);
-        each(&self.telemetry_dropped, "reason", &["recorder"]);
+        each(&self.telemetry_dropped, "reason", &["recorder", "spans"]);
         each(&self.telemetry_events, "level", &["info", "warn", "error"]);
         each(&self.redactions, "kind", &["key", "pattern"]);
         each(&self.trimmed_unread, "projection", &["stats", "jsonl"]);

@@ -1,7 +1,7 @@
 //! Following the journal: read, fold, write with the cursor. And replay: the same from the beginning.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -11,15 +11,18 @@ use super::fold::{Fold, State, Table};
 use super::{NAME, WRITER};
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
-use crate::streams::readers::{Held, MinuteWrite, Reader};
+use crate::streams::readers::{Held, MinuteWrite, Reader, Stretch};
 use crate::streams::redis::Error;
+use crate::telemetry::pace::Pace;
 
 /// Journal batches per read.
-const PAGE: usize = 128;
+const PAGE: usize = 32;
 /// Between two steps while nothing is behind.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Pages per step: a step is one write of each changed histogram.
-const PAGES: usize = 16;
+/// A step reads so long at the most; then it writes each changed histogram once.
+const STEP: Duration = Duration::from_millis(20);
+/// How far behind the figures may be while events are dispatched.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Histograms kept in memory; above, they are read again when they are needed.
 const OPEN: usize = 384;
 
@@ -40,10 +43,10 @@ pub struct Follower {
 
 /// What a step came to.
 enum Step {
-    /// Nothing new.
-    Idle,
-    /// There may be more.
-    Moved,
+    /// Nothing is behind it.
+    Done,
+    /// The cursor is here, and there may be more.
+    Moved(EntryId),
     /// Somebody else follows.
     Theirs,
 }
@@ -58,10 +61,12 @@ impl Follower {
 
     /// Follows until `stop`. `told` hears what each step added, for counters of this process.
     pub async fn run(mut self, stop: CancellationToken, mut told: impl FnMut(&Taken<'_>) + Send) {
+        let mut pace = Pace::new(PATIENCE);
         loop {
+            let began = Instant::now();
             let pause = match self.step(&mut told).await {
-                Ok(Step::Moved) => Duration::from_millis(200),
-                Ok(Step::Idle) => PAUSE,
+                Ok(Step::Moved(cursor)) => pace.rest(&self.bus, cursor, began.elapsed()).await,
+                Ok(Step::Done) => PAUSE,
                 Ok(Step::Theirs) => {
                     self.forget();
                     Duration::from_secs(5)
@@ -84,9 +89,9 @@ impl Follower {
     pub async fn catch_up(&mut self) -> Result<bool, Error> {
         loop {
             match self.step(&mut |_| {}).await? {
-                Step::Idle => return Ok(true),
+                Step::Done => return Ok(true),
                 Step::Theirs => return Ok(false),
-                Step::Moved => {}
+                Step::Moved(_) => {}
             }
         }
     }
@@ -101,7 +106,7 @@ impl Follower {
         let (cursor, state) = match held {
             Held::Ours { cursor, state } => (cursor, state),
             Held::Theirs(_) => return Ok(Step::Theirs),
-            Held::Moved(_) => return Ok(Step::Moved),
+            Held::Moved(cursor) => return Ok(Step::Moved(cursor)),
         };
         let known = self.state.take().filter(|(at, _)| *at == cursor);
         let state = match known {
@@ -114,24 +119,24 @@ impl Follower {
         let mut fold = Fold::from_state(state);
         let mut last = cursor;
         let mut batches = 0;
-        for _ in 0..PAGES {
+        let mut is_behind = true;
+        let began = Instant::now();
+        while is_behind && began.elapsed() < STEP {
             let page = self.bus.journal_batches(last.next(), EntryId::MAX, PAGE).await?;
-            let is_full = page.len() == PAGE;
+            is_behind = page.len() == PAGE;
+            batches += page.len();
             for (id, fields) in page {
                 fold.take(id, &fields);
                 last = id;
-                batches += 1;
-            }
-            if !is_full || batches >= PAGE * PAGES {
-                break;
             }
         }
         if batches == 0 {
             self.state = Some((cursor, fold.state));
-            return Ok(Step::Idle);
+            return Ok(Step::Done);
         }
         let minutes = self.write_of(minute_of(cursor.ms), &fold.minutes).await?;
-        match self.bus.move_reader(&self.reader, cursor, last, &fold.state.encode(), &minutes).await? {
+        let stretch = Stretch { from: cursor, to: last, batches, is_last: !is_behind };
+        match self.bus.move_reader(&self.reader, stretch, &fold.state.encode(), &minutes).await? {
             Held::Ours { .. } => {
                 told(&Taken { added: &fold.minutes });
                 let newest = minute_of(last.ms);
@@ -140,12 +145,12 @@ impl Follower {
                     self.open.clear();
                 }
                 self.state = Some((last, fold.state));
-                Ok(Step::Moved)
+                Ok(if is_behind { Step::Moved(last) } else { Step::Done })
             }
             Held::Theirs(_) => Ok(Step::Theirs),
-            Held::Moved(_) => {
+            Held::Moved(cursor) => {
                 self.forget();
-                Ok(Step::Moved)
+                Ok(Step::Moved(cursor))
             }
         }
     }
@@ -217,7 +222,7 @@ impl Follower {
 /// Makes everything anew from the journal's first batch. Another process that follows does it itself: then this waits
 /// until it is done. Returns the last batch.
 pub async fn replay(bus: &Bus, owner: &str, keep: Duration) -> Result<EntryId, Error> {
-    let end = bus.journal_end().await?;
+    let end = bus.journal_end().await?.id;
     bus.forget_reader(NAME).await?;
     let mut follower = Follower::new(bus.clone(), owner, keep);
     while !follower.catch_up().await? {

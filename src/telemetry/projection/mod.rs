@@ -20,7 +20,7 @@ mod window;
 
 pub use check::{Checked, check};
 pub use follow::{Follower, Taken, replay};
-pub use window::{Window, by_family, window};
+pub use window::{Window, by_family, folded, window};
 
 /// Its name among the readers of the journal.
 pub const NAME: &str = "stats";

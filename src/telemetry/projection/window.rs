@@ -106,41 +106,7 @@ pub async fn window(bus: &Bus, from: EntryId) -> Result<Window, Error> {
             all.folded += fold_range(bus, &mut fold, from, head_end).await?;
             all.table.merge(&fold.total());
         }
-        // No stored minute is older than the journal's first batch can tell; years of empty minutes need not be read.
-        let oldest = state.first_minute.unwrap_or_default().max(first_whole);
-        let mut open = minute_of(stored.ms);
-        let keys_of = |minute: u64| {
-            let kinds = KINDS.iter().map(move |kind| (Some(*kind), minute));
-            kinds.chain([(None, minute)]).map(|(kind, minute)| match kind {
-                Some(kind) => (Some(kind), bus.keys.latency(kind, minute)),
-                None => (None, bus.keys.counts(minute)),
-            })
-        };
-        let mut closed = oldest;
-        let cursor = loop {
-            // Minutes before the cursor's are closed: nobody writes them any more.
-            let wanted: Vec<_> = (closed..open).flat_map(&keys_of).collect();
-            let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
-            for ((kind, _), fields) in wanted.iter().zip(bus.read_minutes(&keys).await?) {
-                all.add(*kind, &fields);
-            }
-            all.minutes += open.saturating_sub(closed);
-            closed = open.max(closed);
-            let wanted: Vec<_> = keys_of(open).collect();
-            let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
-            let (cursor, newer, fields) = bus.read_open_minute(NAME, &keys).await?;
-            state = State::decode(&newer);
-            if minute_of(cursor.ms) > open {
-                // It moved on while we read: that minute is closed now.
-                open = minute_of(cursor.ms);
-                continue;
-            }
-            for ((kind, _), fields) in wanted.iter().zip(fields) {
-                all.add(*kind, &fields);
-            }
-            all.minutes += 1;
-            break cursor;
-        };
+        let cursor = stored_minutes(bus, &mut all, &mut state, first_whole, stored).await?;
         all.to = cursor;
         tail = cursor.next();
     }
@@ -149,6 +115,64 @@ pub async fn window(bus: &Bus, from: EntryId) -> Result<Window, Error> {
     all.table.merge(&fold.total());
     all.state = fold.state;
     Ok(all)
+}
+
+/// Whole minutes from the one of `from_ms` on, as far as they are folded: cheap while much is written, and a little late.
+pub async fn folded(bus: &Bus, from_ms: u64) -> Result<Window, Error> {
+    let first = minute_of(from_ms);
+    let mut all = Window { from: EntryId { ms: first * 60_000, seq: 0 }, ..Window::default() };
+    let (stored, state, _) = bus.read_open_minute(NAME, &[]).await?;
+    let mut state = State::decode(&state);
+    if minute_of(stored.ms) >= first {
+        all.to = stored_minutes(bus, &mut all, &mut state, first, stored).await?;
+    }
+    all.state = state;
+    Ok(all)
+}
+
+/// Adds the stored minutes from `first` on. Returns the cursor up to which that is, and its state.
+async fn stored_minutes(
+    bus: &Bus,
+    all: &mut Window,
+    state: &mut State,
+    first: u64,
+    stored: EntryId,
+) -> Result<EntryId, Error> {
+    // No stored minute is older than the journal's first batch can tell; years of empty minutes need not be read.
+    let oldest = state.first_minute.unwrap_or_default().max(first);
+    let mut open = minute_of(stored.ms);
+    let keys_of = |minute: u64| {
+        let kinds = KINDS.iter().map(move |kind| (Some(*kind), minute));
+        kinds.chain([(None, minute)]).map(|(kind, minute)| match kind {
+            Some(kind) => (Some(kind), bus.keys.latency(kind, minute)),
+            None => (None, bus.keys.counts(minute)),
+        })
+    };
+    let mut closed = oldest;
+    loop {
+        // Minutes before the cursor's are closed: nobody writes them any more.
+        let wanted: Vec<_> = (closed..open).flat_map(&keys_of).collect();
+        let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
+        for ((kind, _), fields) in wanted.iter().zip(bus.read_minutes(&keys).await?) {
+            all.add(*kind, &fields);
+        }
+        all.minutes += open.saturating_sub(closed);
+        closed = open.max(closed);
+        let wanted: Vec<_> = keys_of(open).collect();
+        let keys: Vec<String> = wanted.iter().map(|(_, key)| key.clone()).collect();
+        let (cursor, newer, fields) = bus.read_open_minute(NAME, &keys).await?;
+        *state = State::decode(&newer);
+        if minute_of(cursor.ms) > open {
+            // It moved on while we read: that minute is closed now.
+            open = minute_of(cursor.ms);
+            continue;
+        }
+        for ((kind, _), fields) in wanted.iter().zip(fields) {
+            all.add(*kind, &fields);
+        }
+        all.minutes += 1;
+        return Ok(cursor);
+    }
 }
 
 /// Folds `from..=to`; how many batches that were.
@@ -170,7 +194,7 @@ async fn fold_range(bus: &Bus, fold: &mut Fold, from: EntryId, to: EntryId) -> R
 
 /// Folds all from `from` on, up to what was there when we began.
 async fn fold_tail(bus: &Bus, fold: &mut Fold, from: EntryId, to: &mut EntryId) -> Result<u64, Error> {
-    let end = bus.journal_end().await?;
+    let end = bus.journal_end().await?.id;
     if end < from {
         return Ok(0);
     }

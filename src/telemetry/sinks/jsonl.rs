@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
 use flate2::Compression;
+use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
 use super::super::event::{Event, EventId};
@@ -180,16 +181,23 @@ impl Jsonl {
         self.open = None;
         self.last = None;
         if is_ours {
-            if let Some(path) = files(directory)?.into_iter().rev().find(|path| is_plain(path)) {
-                let mut file = OpenOptions::new().read(true).append(true).open(&path)?;
-                let (bytes, last) = last_line(&mut file)?;
-                file.set_len(bytes)?;
-                let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                let mut parts = name.split('-').skip(1);
-                let day = parts.next().unwrap_or_default().to_owned();
-                let number = parts.next().and_then(|number| number.parse().ok()).unwrap_or(0);
-                self.last = last;
-                self.open = Some(Open { file, path, day, number, bytes });
+            // A crash just after a new file was begun leaves it empty: then the last line is in one before it.
+            for path in files(directory)?.into_iter().rev() {
+                self.last = if is_plain(&path) {
+                    let mut file = OpenOptions::new().read(true).append(true).open(&path)?;
+                    let (bytes, last) = last_line(&mut file)?;
+                    file.set_len(bytes)?;
+                    if self.open.is_none() {
+                        let (day, number) = day_and_number(&path);
+                        self.open = Some(Open { file, path, day, number, bytes });
+                    }
+                    last
+                } else {
+                    last_packed_line(&path)?
+                };
+                if self.last.is_some() {
+                    break;
+                }
             }
         } else {
             tracing::warn!(directory = %directory.display(), "the archive is of another Redis; a new file begins");
@@ -257,6 +265,27 @@ fn next_number(directory: &Path, day: &str) -> io::Result<u32> {
     Ok(files(directory)?.iter().filter_map(of_day).max().map_or(0, |number| number + 1))
 }
 
+/// `events-<day>-<number>.jsonl`.
+fn day_and_number(path: &Path) -> (String, u32) {
+    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    let mut parts = name.split('-').skip(1);
+    let day = parts.next().unwrap_or_default().to_owned();
+    (day, parts.next().and_then(|number| number.parse().ok()).unwrap_or(0))
+}
+
+/// The id of the last line of a packed file.
+fn last_packed_line(path: &Path) -> io::Result<Option<EventId>> {
+    let mut last = Vec::new();
+    for line in BufReader::new(GzDecoder::new(File::open(path)?)).split(b'\n') {
+        last = line?;
+    }
+    Ok(id_of(&last))
+}
+
+fn id_of(line: &[u8]) -> Option<EventId> {
+    serde_json::from_slice::<serde_json::Value>(line).ok()?["id"].as_str()?.parse().ok()
+}
+
 /// Where the last whole line ends, and its id.
 fn last_line(file: &mut File) -> io::Result<(u64, Option<EventId>)> {
     /// The longest line that is looked for.
@@ -271,10 +300,7 @@ fn last_line(file: &mut File) -> io::Result<(u64, Option<EventId>)> {
     };
     let whole = &tail[..end];
     let start = whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let id = serde_json::from_slice::<serde_json::Value>(&whole[start..])
-        .ok()
-        .and_then(|line| line["id"].as_str().and_then(|id| id.parse().ok()));
-    Ok((from + end as u64 + 1, id))
+    Ok((from + end as u64 + 1, id_of(&whole[start..])))
 }
 
 /// Replaces a file by its packed form. A crash leaves both, and the next tidying begins again.
@@ -332,7 +358,7 @@ mod tests {
             if is_plain(&path) {
                 file.read_to_string(&mut text).unwrap();
             } else {
-                flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+                GzDecoder::new(file).read_to_string(&mut text).unwrap();
             }
             for line in text.lines() {
                 numbers.push(serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_u64().unwrap());
@@ -362,6 +388,23 @@ mod tests {
         small.idle().await;
         let left = archived(&directory);
         assert!(left.len() < 20 && left.ends_with(&[25]), "the oldest went: {left:?}");
+    }
+
+    #[tokio::test]
+    async fn a_crash_just_after_a_new_file_was_begun_repeats_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        Jsonl::new(settings(home.path())).store(&events(0, 10)).await.unwrap();
+        // The file that was full, packed or not, and the new one, which has no line or half of one.
+        for (is_packed, half) in [(false, ""), (true, ""), (true, r#"{"id":"17"#)] {
+            let newest = files(home.path()).unwrap().pop().unwrap();
+            let (day, number) = day_and_number(&newest);
+            if is_packed && is_plain(&newest) {
+                pack(&newest).unwrap();
+            }
+            std::fs::write(home.path().join(format!("events-{day}-{:02}.jsonl", number + 1)), half).unwrap();
+            Jsonl::new(settings(home.path())).store(&events(0, 10)).await.unwrap();
+            assert_eq!(archived(home.path()), (0..10).collect::<Vec<_>>(), "packed: {is_packed}, {half:?}");
+        }
     }
 
     #[tokio::test]
