@@ -267,6 +267,8 @@ settings! {
         port: u16 = count(1..=65_535), "WORKER_PORT", default "3111";
         /// The address to listen on. Loopback unless set: the operator endpoints share the port with the webhooks, so opening it to a network is a decision (a tunnel or reverse proxy reaches loopback).
         bind: IpAddr = ip(), "WORKER_BIND", default "127.0.0.1";
+        /// How often a process that serves and drains sends an event through itself; it is ready while they come back. 0 turns it off.
+        canary_interval: Duration = ms(0..=DAY_MS), "SYSTEM_BUS_CANARY_INTERVAL_MS", default "20000";
         /// What this process is among several: `host`, where agents run, or `cluster`. Anything else counts as `host`.
         role: String = text(), "WORKER_ROLE", default "host";
         /// Where files that agents leave for each other are.

@@ -3,6 +3,7 @@
 //! Every task started here has an owner that waits for it, and ends with the one cancellation token. A first SIGTERM
 //! or SIGINT stops gracefully, a second one at once.
 
+mod canary;
 mod function_metrics;
 mod note;
 mod notify;
@@ -21,6 +22,7 @@ use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::canary::Canary;
 use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources, SpoolFor};
 use crate::diagnose::{Diagnose, Exit, chain};
 use crate::drainer::scheduler::{self, Rules};
@@ -292,6 +294,15 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             Ok(())
         });
         triaged = Some(triage.clone());
+        let every = config.server.canary_interval;
+        let canary = (vitals.is_some() && !every.is_zero()).then(|| Canary::new(every));
+        if let Some(canary) = canary.clone() {
+            let flying = canary.run(bus.clone(), appender.clone(), stop.clone());
+            tasks.spawn(async move {
+                flying.await;
+                Ok(())
+            });
+        }
         let admission = Admission::new(Arc::new(appender), Arc::new(routes)).with_triage(triage);
         let for_webhooks = admission.clone().triaged_within(WEBHOOK_TRIAGE_LIMIT);
         let senders = senders::senders(config, &leased)?;
@@ -317,7 +328,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             keeping.await;
             Ok(())
         });
-        let readiness = readiness(&bus, vitals, &functions, spool, config, stop.clone());
+        let readiness = readiness(&bus, vitals, canary, &functions, spool, config, stop.clone());
         let is_host = is_host(config);
         let trusted = config.webhook.trusted_proxies.clone();
         let internal = Internal::new(internal::Parts {
@@ -684,6 +695,7 @@ fn spool_waits(spool: &Spool) -> Result<(), String> {
 fn readiness(
     bus: &Bus,
     vitals: Option<Arc<Vitals>>,
+    canary: Option<Canary>,
     functions: &Functions,
     spool: Option<Spool>,
     config: &Config,
@@ -701,6 +713,10 @@ fn readiness(
     });
     let readiness = match spool {
         Some(spool) => readiness.with("spool", move || std::future::ready(spool_waits(&spool))),
+        None => readiness,
+    };
+    let readiness = match canary {
+        Some(canary) => readiness.with("canary", move || std::future::ready(canary.check())),
         None => readiness,
     };
     let Some(vitals) = vitals else { return readiness };

@@ -28,7 +28,7 @@ use crate::registry::Registry;
 use crate::registry::entry::{Backoff, Entry, HandlerSpec};
 use crate::registry::watch::RegistryHandle;
 use crate::streams::breaker::Thresholds;
-use crate::streams::family::Family;
+use crate::streams::family::{CANARY, Family};
 use crate::streams::json::JsonObject;
 
 /// Longest delay between attempts unless an entry says otherwise (QUEUE_DRAIN_FAILURE_BACKOFF_MS doubles up to it).
@@ -154,6 +154,23 @@ impl RegistryPlans {
             },
             slots: Slots::Deliveries,
             // An endpoint that fails is disabled by its own rules.
+            breaker: None,
+        }
+    }
+
+    /// The plan of canaries: nothing outside this process can hold them up.
+    fn canary(&self) -> FamilyPlan {
+        FamilyPlan {
+            handler: self.locals.get("noop"),
+            unrouted_because: None,
+            concurrency: u32::MAX,
+            weight: 1,
+            ordered: false,
+            rate_per_s: None,
+            timeout: self.settings.handler_timeout,
+            max_age: None,
+            retry: self.retry(&Backoff::default(), None),
+            slots: Slots::Handlers,
             breaker: None,
         }
     }
@@ -294,6 +311,9 @@ impl Plans for RegistryPlans {
         }
         if let Some(outbound) = self.outbound.as_ref().filter(|_| family.as_str().starts_with(outbound::FAMILY)) {
             return Self::deliveries(outbound, family);
+        }
+        if family.as_str() == CANARY {
+            return self.canary();
         }
         let registry = self.registry.current();
         let entry = registry.lookup(family);

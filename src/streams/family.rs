@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Events of this name only show that events go the whole way. Figures leave them out.
+pub const CANARY: &str = "system-bus/canary";
 /// Longest accepted name in bytes.
 pub const MAX_FAMILY_BYTES: usize = 256;
 

@@ -36,6 +36,15 @@ pub fn encode_facts(facts: impl IntoIterator<Item = Fact>) -> Vec<u8> {
     encode(&facts.into_iter().map(Record::Fact).collect::<Vec<_>>())
 }
 
+impl Fields {
+    /// How much there is of it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let texts = [&self.s, &self.c, &self.p, &self.q, &self.x];
+        self.b.as_ref().map_or(0, Vec::len) + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+}
+
 /// One page of the journal.
 #[derive(Debug, Default)]
 pub struct Page {

@@ -13,6 +13,7 @@ mod outbound_support;
 mod support;
 
 mod breaker_holds;
+mod canary;
 mod cli_contract;
 mod cli_functions;
 mod cli_queue_act;
@@ -71,6 +72,7 @@ mod sharing;
 mod stopping;
 mod support_works;
 mod survives_kills;
+mod telemetry_grpc;
 mod telemetry_latency;
 mod telemetry_traces;
 mod triage_admission;

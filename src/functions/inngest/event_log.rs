@@ -9,6 +9,7 @@ use super::super::store::WORK;
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
 use crate::streams::envelope::Envelope;
+use crate::streams::family::{CANARY, Family};
 use crate::streams::lane::Lane;
 use crate::streams::redis::Error;
 
@@ -57,6 +58,11 @@ fn read(lane: &Lane, reply: StreamRangeReply) -> Vec<Stored> {
     reply.ids.into_iter().filter_map(stored).collect()
 }
 
+/// Work items and canaries are events to nobody.
+fn is_told(family: &Family) -> bool {
+    !family.as_str().starts_with(WORK) && family.as_str() != CANARY
+}
+
 /// The latest events, newest first.
 pub async fn latest(bus: &Bus, wanted: &Wanted) -> Result<Vec<Stored>, Error> {
     let lanes: Vec<Lane> = bus
@@ -65,7 +71,7 @@ pub async fn latest(bus: &Bus, wanted: &Wanted) -> Result<Vec<Stored>, Error> {
         .into_iter()
         .filter(|lane| {
             let name = lane.family.as_str();
-            !name.starts_with(WORK)
+            is_told(&lane.family)
                 && (wanted.internal || !name.starts_with(INTERNAL))
                 && wanted.name.as_ref().is_none_or(|only| only == name)
                 && wanted.prefix.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str()))
@@ -109,8 +115,7 @@ pub async fn find(bus: &Bus, id: &str) -> Result<Option<Stored>, Error> {
     // The sender's own id is in the envelope: the ULID tells about when it was received.
     let Some(ulid) = ulid else { return Ok(None) };
     let ms = ulid.timestamp_ms();
-    let lanes: Vec<Lane> =
-        bus.lanes().await?.into_iter().filter(|lane| !lane.family.as_str().starts_with(WORK)).collect();
+    let lanes: Vec<Lane> = bus.lanes().await?.into_iter().filter(|lane| is_told(&lane.family)).collect();
     let mut pipeline = redis::pipe();
     for lane in &lanes {
         let (from, to) = (ms.saturating_sub(SLACK_MS), ms.saturating_add(SLACK_MS));
@@ -144,8 +149,7 @@ pub async fn starting_with(bus: &Bus, prefix: &str) -> Result<Vec<Stored>, Error
     let (Some(first), Some(last)) = (whole('0'), whole('Z')) else { return Ok(Vec::new()) };
     let from = first.timestamp_ms().saturating_sub(SLACK_MS);
     let to = last.timestamp_ms().saturating_add(SLACK_MS);
-    let lanes: Vec<Lane> =
-        bus.lanes().await?.into_iter().filter(|lane| !lane.family.as_str().starts_with(WORK)).collect();
+    let lanes: Vec<Lane> = bus.lanes().await?.into_iter().filter(|lane| is_told(&lane.family)).collect();
     if lanes.is_empty() {
         return Ok(Vec::new());
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::super::latency::{Sample, kind, minute_of};
 use crate::streams::entry_id::EntryId;
+use crate::streams::family::CANARY;
 use crate::streams::journal::{self, Fields, Part};
 use crate::streams::records::{Dispatches, Enqueue, Fact, Level};
 
@@ -260,6 +261,9 @@ fn take_enqueue(batch: &Enqueue, lines: &[&str], table: &mut Table) {
     let mut run: Option<(usize, &'static str, u64)> = None;
     let tell = |(lane, outcome, count): (usize, &str, u64), table: &mut Table| {
         let lane = batch.lanes.get(lane).map_or("", String::as_str);
+        if family_of(lane) == CANARY {
+            return;
+        }
         table.count(format!("append|{lane}|{outcome}"), count);
     };
     for ((lane, is_unrouted), line) in lanes.zip(lines) {
@@ -297,6 +301,9 @@ fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &mu
         rows = rest;
         let lane = batch.lanes.get(usize::from(first.lane)).map_or("", String::as_str);
         let family = family_of(lane);
+        if family == CANARY {
+            continue;
+        }
         let has_pauses = state.pauses.contains_key(family);
         let (mut waits, mut active, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in of_lane {
@@ -366,6 +373,9 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
     let lane = fact.lane.as_deref().unwrap_or_default();
     let family = ["eventName", "family", "queueEventName"].into_iter().map(text).find(|name| !name.is_empty());
     let family = family.unwrap_or_else(|| family_of(lane));
+    if family == CANARY {
+        return;
+    }
     let us = |key: &str| {
         let ms = fact.metadata.get(key).and_then(Value::as_f64).filter(|ms| *ms >= 0.0);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

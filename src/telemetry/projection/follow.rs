@@ -15,12 +15,8 @@ use crate::streams::readers::{Held, MinuteWrite, Reader, Stretch};
 use crate::streams::redis::Error;
 use crate::telemetry::pace::Pace;
 
-/// Journal batches per read.
-const PAGE: usize = 32;
 /// Between two steps while nothing is behind.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A step reads so long at the most; then it writes each changed histogram once.
-const STEP: Duration = Duration::from_millis(20);
 /// How far behind the figures may be while events are dispatched.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Histograms kept in memory; above, they are read again when they are needed.
@@ -64,7 +60,7 @@ impl Follower {
         let mut pace = Pace::new(PATIENCE);
         loop {
             let began = Instant::now();
-            let pause = match self.step(&mut told).await {
+            let pause = match self.step(&mut told, &mut pace).await {
                 Ok(Step::Moved(cursor)) => pace.rest(&self.bus, cursor, began.elapsed()).await,
                 Ok(Step::Done) => PAUSE,
                 Ok(Step::Theirs) => {
@@ -87,8 +83,9 @@ impl Follower {
 
     /// Folds what there is, without waiting for more. Returns false when somebody else follows.
     pub async fn catch_up(&mut self) -> Result<bool, Error> {
+        let mut pace = Pace::new(PATIENCE);
         loop {
-            match self.step(&mut |_| {}).await? {
+            match self.step(&mut |_| {}, &mut pace).await? {
                 Step::Done => return Ok(true),
                 Step::Theirs => return Ok(false),
                 Step::Moved(_) => {}
@@ -101,7 +98,7 @@ impl Follower {
         self.open.clear();
     }
 
-    async fn step(&mut self, told: &mut (impl FnMut(&Taken<'_>) + Send)) -> Result<Step, Error> {
+    async fn step(&mut self, told: &mut (impl FnMut(&Taken<'_>) + Send), pace: &mut Pace) -> Result<Step, Error> {
         let held = self.bus.hold_reader(&self.reader).await?;
         let (cursor, state) = match held {
             Held::Ours { cursor, state } => (cursor, state),
@@ -118,17 +115,13 @@ impl Follower {
         };
         let mut fold = Fold::from_state(state);
         let mut last = cursor;
-        let mut batches = 0;
-        let mut is_behind = true;
-        let began = Instant::now();
-        while is_behind && began.elapsed() < STEP {
-            let page = self.bus.journal_batches(last.next(), EntryId::MAX, PAGE).await?;
-            is_behind = page.len() == PAGE;
-            batches += page.len();
-            for (id, fields) in page {
-                fold.take(id, &fields);
-                last = id;
-            }
+        let wanted = pace.batches();
+        let rows = self.bus.journal_batches(cursor.next(), EntryId::MAX, wanted).await?;
+        pace.learn(&rows);
+        let (batches, is_behind) = (rows.len(), rows.len() == wanted);
+        for (id, fields) in rows {
+            fold.take(id, &fields);
+            last = id;
         }
         if batches == 0 {
             self.state = Some((cursor, fold.state));

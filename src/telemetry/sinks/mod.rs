@@ -27,8 +27,6 @@ use crate::streams::journal::{self, Fields};
 use crate::streams::readers::{Held, Reader, Stretch};
 use crate::streams::records::Fact;
 
-/// Journal batches per step.
-const PAGE: usize = 16;
 /// How far behind a sink may be while events are dispatched.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks while nothing is new.
@@ -129,7 +127,7 @@ pub async fn run<S: Sink>(
     let mut pace = Pace::new(PATIENCE);
     loop {
         let began = Instant::now();
-        let pause = match step(&bus, &reader, &system, &mut sink, &standings).await {
+        let pause = match step(&bus, &reader, &system, &mut sink, &standings, &mut pace).await {
             Ok(Step::Done { written, cursor, is_behind }) => {
                 if std::mem::take(&mut is_failing) && written > 0 {
                     tracing::info!(sink = S::NAME, "the sink takes events again");
@@ -162,7 +160,9 @@ pub async fn run<S: Sink>(
     }
     // What was journaled until now, the end of the drainer included, still goes out.
     let _ = tokio::time::timeout(Duration::from_secs(3), async {
-        while let Ok(Step::Done { is_behind: true, .. }) = step(&bus, &reader, &system, &mut sink, &standings).await {}
+        while let Ok(Step::Done { is_behind: true, .. }) =
+            step(&bus, &reader, &system, &mut sink, &standings, &mut pace).await
+        {}
     })
     .await;
     let _ = bus.release_reader(&reader).await;
@@ -183,11 +183,14 @@ async fn step<S: Sink>(
     system: &str,
     sink: &mut S,
     standings: &Standings,
+    pace: &mut Pace,
 ) -> Result<Step, Failed> {
     let redis = |error: crate::streams::redis::Error| Failed(crate::diagnose::chain(&error));
     let Held::Ours { cursor, .. } = bus.hold_reader(reader).await.map_err(redis)? else { return Ok(Step::Theirs) };
-    let page = bus.journal_batches(cursor.next(), EntryId::MAX, PAGE).await.map_err(redis)?;
-    let (written, is_behind) = (page.len(), page.len() == PAGE);
+    let batches = pace.batches();
+    let page = bus.journal_batches(cursor.next(), EntryId::MAX, batches).await.map_err(redis)?;
+    pace.learn(&page);
+    let (written, is_behind) = (page.len(), page.len() == batches);
     let mut done = Step::Done { written, cursor, is_behind };
     if let Some((to, _)) = page.last() {
         sink.write(Batches { rows: &page, system }).await?;
