@@ -311,7 +311,7 @@ settings! {
         joelclaw_require_timestamp: bool = flag(), "JOELCLAW_WEBHOOK_REQUIRE_TIMESTAMP", default "false";
         /// Events that the relay may emit, comma-separated, with `*` for any text. Empty: all but `inngest/…`.
         joelclaw_allowed_events: Vec<String> = list(), "JOELCLAW_WEBHOOK_ALLOWED_EVENTS", default "";
-        /// Address ranges that endpoints of outbound webhooks may have although they are not public; also by http.
+        /// Address ranges that endpoints of outbound webhooks, and requests that functions have the server make, may reach although they are not public; endpoints there also by http.
         allowed_subnets: Vec<Cidr> = cidrs(), "WEBHOOK_ALLOWED_SUBNETS", default "";
         /// How long one request to an endpoint may take.
         endpoint_timeout: Duration = ms(100..=300_000), "WEBHOOK_ENDPOINT_TIMEOUT_MS", default "15000";

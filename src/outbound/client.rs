@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use reqwest::Client;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, redirect};
 
 use super::endpoint::{self, Endpoint};
-use super::guard::{Guard, GuardedResolver, Refused};
 use crate::diagnose::chain;
 use crate::drainer::handlers::answer::{read_at_most, retry_after};
+use crate::net::guard::{Guard, Refused};
 
 /// Bytes of an answer that are read.
 const ANSWER_BYTES: usize = 4096;
@@ -46,15 +46,10 @@ impl Sender {
     /// A sender; the error says why there is no HTTP client.
     pub fn new(guard: Guard, timeout: Duration) -> Result<Self, String> {
         let client = |is_https| {
-            let resolver = GuardedResolver { guard: guard.clone(), is_https };
-            Client::builder()
-                .redirect(redirect::Policy::none())
-                .no_proxy()
-                .https_only(is_https)
-                .dns_resolver(std::sync::Arc::new(resolver))
+            guard
+                .client(is_https)
                 .connect_timeout(Duration::from_secs(5).min(timeout))
                 .pool_idle_timeout(Duration::from_secs(30))
-                .user_agent(concat!("system-bus/", env!("CARGO_PKG_VERSION")))
                 .build()
                 .map_err(|error| format!("no HTTP client: {}", chain(&error)))
         };
@@ -144,12 +139,8 @@ fn header_text(id: &str) -> String {
 
 /// Without the URL, whose query may hold a token.
 fn unanswered(error: reqwest::Error) -> String {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(next) = cause {
-        if let Some(refused) = next.downcast_ref::<Refused>() {
-            return format!("the address is refused: {refused}");
-        }
-        cause = next.source();
+    if let Some(refused) = Refused::of(&error) {
+        return format!("the address is refused: {refused}");
     }
     let what = if error.is_timeout() { "no answer in time" } else { "no connection" };
     format!("{what}: {}", chain(&error.without_url()))

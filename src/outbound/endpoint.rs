@@ -9,11 +9,11 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::guard::{self, Guard};
 use super::{FAMILY, sign};
 use crate::diagnose::{Diagnose, Exit};
 use crate::functions::expr::{Expr, Roots, Scope};
 use crate::functions::store::WORK;
+use crate::net::guard::{self, Guard};
 use crate::streams::family::Family;
 
 /// Patterns of one endpoint at most.

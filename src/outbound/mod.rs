@@ -11,8 +11,7 @@
 //! | [`fan_out`] | one event → its deliveries |
 //! | [`deliver`] | one delivery → one request, and what its answer means |
 //! | [`sign`] | `webhook-signature` |
-//! | [`guard`] | which addresses may be connected to |
-//! | [`client`] | the request |
+//! | [`client`] | the request, to addresses that [`crate::net::guard`] takes |
 //! | [`breaker`] | leaves an endpoint alone that fails; pure |
 //!
 //! | key (after the tag) | type | holds |
@@ -39,7 +38,6 @@ pub mod client;
 pub mod deliver;
 pub mod endpoint;
 pub mod fan_out;
-pub mod guard;
 mod hub;
 pub mod sign;
 pub mod store;

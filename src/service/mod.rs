@@ -38,6 +38,7 @@ use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
 use crate::ingest::spool::Spool;
 use crate::model::{self, Models};
+use crate::net::guard::Guard;
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
 use crate::observer::report::Reporter;
@@ -491,6 +492,7 @@ pub fn engine_settings(config: &Config) -> Result<engine::Settings, crate::confi
         sync_interval: own.sync_interval,
         app_urls: own.app_urls.clone(),
         host_aliases: own.host_aliases.iter().filter_map(alias).collect(),
+        guard: Guard::new(&config.webhook.allowed_subnets).with_http(),
         recorder: None,
         clock: None,
     })
