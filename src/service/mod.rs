@@ -46,6 +46,7 @@ use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
 use crate::server::internal::{self, Internal};
+use crate::server::internal_inbox::Inbox;
 use crate::server::internal_worker::Worker;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
@@ -329,7 +330,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             admission: admission.clone(),
             bus: bus.clone(),
             reload: wish.clone(),
-            inbox: config.server.claw_dir.join("workspace/inbox"),
+            inbox: Inbox::below(&config.server.claw_dir),
             is_host,
             stop: stop.clone(),
         });

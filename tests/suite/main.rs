@@ -49,6 +49,7 @@ mod graphql;
 mod handlers_command;
 mod handlers_http;
 mod http_ingest;
+mod internal_agents;
 mod internal_bridge;
 mod kill_redis;
 mod look;
