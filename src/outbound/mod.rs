@@ -7,12 +7,15 @@
 //! | file | does |
 //! |---|---|
 //! | [`endpoint`] | what an endpoint is; which events it wants |
+//! | [`shape`] | conditions on content, and the form in which an event is sent; pure |
 //! | [`store`] | endpoints in Redis, and the snapshot that a process works with |
 //! | [`fan_out`] | one event → its deliveries |
 //! | [`deliver`] | one delivery → one request, and what its answer means |
 //! | [`sign`] | `webhook-signature` |
 //! | [`client`] | the request, to addresses that [`crate::net::guard`] takes |
 //! | [`breaker`] | leaves an endpoint alone that fails; pure |
+//! | [`figures`] | what Prometheus is told |
+//! | [`expiry`] | drops dead letters past their time |
 //!
 //! | key (after the tag) | type | holds |
 //! |---|---|---|
@@ -37,8 +40,11 @@ pub mod breaker;
 pub mod client;
 pub mod deliver;
 pub mod endpoint;
+pub mod expiry;
 pub mod fan_out;
+pub mod figures;
 mod hub;
+pub mod shape;
 pub mod sign;
 pub mod store;
 

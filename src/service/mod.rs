@@ -42,6 +42,7 @@ use crate::net::guard::Guard;
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
 use crate::observer::report::Reporter;
+use crate::outbound::figures::Figures;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
@@ -51,6 +52,7 @@ use crate::server::internal_worker::Worker;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
+use crate::telemetry::metrics::Metrics;
 use crate::triage::flags::Flags;
 use crate::triage::rules::RulesHandle;
 use crate::triage::{self, Triage};
@@ -239,12 +241,25 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     }
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
+        let sending = outbound(config, &bus, endpoints.clone(), &telemetry.metrics)?;
+        let running = outbound::figures::run(sending.clone(), stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
+        if let Some(keep) = config.webhook.endpoint_dead_retain {
+            let running = outbound::expiry::run(bus.separate(), keep, stop.clone());
+            tasks.spawn(async move {
+                running.await;
+                Ok(())
+            });
+        }
         let plans = RegistryPlans::new(
             registry.clone(),
             routes::HandlerSettings::from_config(config, inngest.as_ref()),
             engine.clone(),
         )
-        .with_outbound(outbound(config, &bus, endpoints.clone())?);
+        .with_outbound(sending);
         let running = engine.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
@@ -457,12 +472,13 @@ pub fn triage(config: &Config, registry: &RegistryHandle, stop: CancellationToke
 }
 
 /// What sends events to endpoints.
-fn outbound(config: &Config, bus: &Bus, endpoints: Endpoints) -> Result<Outbound, Error> {
+fn outbound(config: &Config, bus: &Bus, endpoints: Endpoints, metrics: &Arc<Metrics>) -> Result<Outbound, Error> {
     let limits = append_settings(config);
     // A delivery is its event's data and a little around it.
     let limits = append::Settings { max_event_bytes: limits.max_event_bytes + 4096, ..limits };
     let appender = Appender::start(bus, limits);
-    Outbound::new(bus.separate(), endpoints, appender, outbound::Settings::from_config(config)).map_err(Error::Task)
+    let (settings, figures) = (outbound::Settings::from_config(config), Figures::new(metrics.clone()));
+    Outbound::new(bus.separate(), endpoints, appender, settings, figures).map_err(Error::Task)
 }
 
 /// What commands that emit use.

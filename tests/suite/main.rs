@@ -58,6 +58,7 @@ mod observer_cycle;
 mod observer_model;
 mod old_backlog;
 mod order;
+mod outbound_content;
 mod outbound_delivery;
 mod outbound_store;
 mod pause_holds;
