@@ -3,6 +3,8 @@
 //! Runs when the event is dispatched, before its other handlers, and may run twice for one event: each delivery has
 //! the event's id, so the second time finds it appended. A disabled endpoint gets its deliveries too: they become dead
 //! letters, which can be sent once it is enabled.
+//!
+//! An event that waits for its function was fanned out ahead of its dispatch ([`super::ahead`]): here it is passed over.
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use crate::moment::iso;
 use crate::streams::append::{self, NewEvent};
 use crate::streams::envelope::Envelope;
 use crate::streams::json::JsonObject;
+use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
 use crate::streams::records::Fact;
 
@@ -151,6 +154,12 @@ impl Handler for FanOut {
                 status: None,
             };
             let envelope = &dispatch.envelope;
+            let lane = Lane::new(envelope.name.clone(), envelope.priority);
+            match self.outbound.endpoints().ahead(&lane).await {
+                Ok(Some(mark)) if dispatch.entry_id <= mark => return Outcome::Done,
+                Ok(_) => {}
+                Err(error) => return retry("whether it was sent already is not known", chain(&error)),
+            }
             match self.append(self.deliveries(envelope).await).await {
                 Ok(()) => Outcome::Done,
                 Err(error) => retry("its deliveries were not appended", chain(&error)),

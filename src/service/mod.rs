@@ -42,6 +42,7 @@ use crate::net::guard::Guard;
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
 use crate::observer::report::Reporter;
+use crate::outbound::ahead::Ahead;
 use crate::outbound::figures::Figures;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
@@ -52,6 +53,7 @@ use crate::server::internal_worker::Worker;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
+use crate::streams::family::Family;
 use crate::telemetry::metrics::Metrics;
 use crate::triage::flags::Flags;
 use crate::triage::rules::RulesHandle;
@@ -242,6 +244,15 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
         let sending = outbound(config, &bus, endpoints.clone(), &telemetry.metrics)?;
+        let (waiting_registry, waiting_functions) = (registry.clone(), functions.clone());
+        let waits = move |family: &Family| {
+            routes::waits_for_function(&waiting_registry, &waiting_functions, is_inngest_served, family)
+        };
+        let running = Ahead::new(bus.separate(), sending.clone(), waits).run(stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
         let running = outbound::figures::run(sending.clone(), stop.clone());
         tasks.spawn(async move {
             running.await;
