@@ -1,7 +1,7 @@
 //! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
 //!
 //! Arrows point one way: `cli`, `service`, `bench` → `server`, `observer`, `outbound` → `functions` → `drainer`, `ingest` → `registry` → `streams` → `config`.
-//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`] and [`moment`] are used by every layer.
+//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`], [`moment`] and [`net`] are used by every layer.
 
 pub mod bench;
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod functions;
 pub mod ingest;
 pub mod model;
 pub mod moment;
+pub mod net;
 pub mod observer;
 pub mod outbound;
 pub mod registry;

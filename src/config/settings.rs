@@ -313,7 +313,7 @@ settings! {
         joelclaw_require_timestamp: bool = flag(), "JOELCLAW_WEBHOOK_REQUIRE_TIMESTAMP", default "false";
         /// Events that the relay may emit, comma-separated, with `*` for any text. Empty: all but `inngest/…`.
         joelclaw_allowed_events: Vec<String> = list(), "JOELCLAW_WEBHOOK_ALLOWED_EVENTS", default "";
-        /// Address ranges that endpoints of outbound webhooks may have although they are not public; also by http.
+        /// Address ranges that endpoints of outbound webhooks, and requests that functions have the server make, may reach although they are not public; endpoints there also by http.
         allowed_subnets: Vec<Cidr> = cidrs(), "WEBHOOK_ALLOWED_SUBNETS", default "";
         /// How long one request to an endpoint may take.
         endpoint_timeout: Duration = ms(100..=300_000), "WEBHOOK_ENDPOINT_TIMEOUT_MS", default "15000";
@@ -321,6 +321,8 @@ settings! {
         endpoint_retries: Vec<Duration> = spans(), "WEBHOOK_ENDPOINT_RETRIES", default "5s,5m,30m,2h,5h,10h,10h";
         /// An endpoint that did nothing but fail for so long is disabled.
         endpoint_disable_after: Option<Duration> = span_or_off(), "WEBHOOK_ENDPOINT_DISABLE_AFTER", default "5d";
+        /// How long deliveries that an endpoint did not take stay among the dead letters.
+        endpoint_dead_retain: Option<Duration> = span_or_off(), "WEBHOOK_ENDPOINT_DEAD_RETAIN", default "14d";
         /// How long deliveries that came in stay in their log.
         log_retention_hours: u64 = count(1..=8_760), "WEBHOOK_LOG_RETENTION_HOURS", default "72";
         /// What the log keeps of them: the body and headers without credentials, headers without signatures and authorization alone, or neither headers nor body.

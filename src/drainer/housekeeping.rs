@@ -194,13 +194,13 @@ pub fn claim(bus: &Bus, session: &str, family: Family, events: mpsc::Sender<Even
     let (bus, session) = (bus.clone(), session.to_owned());
     tokio::spawn(async move {
         let (entries, next) = match bus.claim_due(&session, &family, CLAIM).await {
-            Ok(entries) => (entries, bus.next_due(&family).await.ok().flatten()),
-            Err(error) => {
-                tracing::warn!(family = %family, error = %error, "claiming retries failed; trying again");
-                (Vec::new(), None)
-            }
+            Ok(entries) => (entries, bus.next_due(&family).await),
+            Err(error) => (Vec::new(), Err(error)),
         };
-        let _ = events.send(Event::Claimed { family, entries, next }).await;
+        if let Err(error) = &next {
+            tracing::warn!(family = %family, error = %error, "claiming retries failed; trying again");
+        }
+        let _ = events.send(Event::Claimed { family, entries, next: next.ok() }).await;
     });
 }
 
@@ -212,6 +212,7 @@ pub fn reap(bus: &Bus, own: &str, ended: Vec<String>, lanes: Vec<Lane>, events: 
             // Nothing is lost: the next tick finds the same sessions.
             tracing::warn!(error = %error, "taking over ended sessions failed; trying again");
         }
+        let _ = events.send(Event::Reaped).await;
     });
 }
 

@@ -3,7 +3,7 @@
 //! A batch goes out at 128 endings, or 1 ms after its first, and at most two are under way. One that Redis does not
 //! take is repeated until it does or the session is lost, so a handler that succeeded is not run again by us.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -31,6 +31,8 @@ pub enum Flushed {
     Written {
         /// `<lane>|<entry id>`.
         revoked: Vec<String>,
+        /// Which batch.
+        flight: u64,
     },
     /// Our session is over.
     Fenced,
@@ -44,7 +46,10 @@ pub struct Outbox {
     completed: Table,
     started: Table,
     since: Option<Instant>,
-    flights: usize,
+    /// Batches sent so far: the number of the last one.
+    launched: u64,
+    /// Those under way.
+    under_way: BTreeSet<u64>,
 }
 
 /// Dispatch rows with their lanes and handlers numbered.
@@ -119,25 +124,37 @@ impl Outbox {
 
     /// Endings not yet written, those under way included.
     #[must_use]
-    pub const fn pending(&self) -> usize {
-        self.endings.len() + self.flights * FULL
+    pub fn pending(&self) -> usize {
+        self.endings.len() + self.under_way.len() * FULL
+    }
+
+    /// The batch that the last ending so far goes with.
+    #[must_use]
+    pub const fn last_batch(&self) -> u64 {
+        self.launched + self.endings.len().div_ceil(MOST) as u64
+    }
+
+    /// Whether this batch and all before it are written.
+    #[must_use]
+    pub fn is_written(&self, batch: u64) -> bool {
+        self.launched >= batch && self.under_way.first().is_none_or(|first| *first > batch)
     }
 
     /// Nothing is waiting or under way.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.since.is_none() && self.flights == 0
+    pub fn is_empty(&self) -> bool {
+        self.since.is_none() && self.under_way.is_empty()
     }
 
     /// When the waiting batch must go; `None` while there is none or no flight is free.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.since.filter(|_| self.flights < FLIGHTS).map(|since| since + LINGER)
+        self.since.filter(|_| self.under_way.len() < FLIGHTS).map(|since| since + LINGER)
     }
 
     /// Sends what is due. `now_or_never` sends whatever there is.
     pub fn flush(&mut self, bus: &Bus, session: &str, events: &mpsc::Sender<Event>, at_once: bool) {
-        while self.flights < FLIGHTS {
+        while self.under_way.len() < FLIGHTS {
             let Some(since) = self.since else { return };
             if self.endings.len() < FULL && !at_once && since.elapsed() < LINGER {
                 return;
@@ -149,26 +166,28 @@ impl Outbox {
             records.extend(self.completed.take().map(Record::Dispatch));
             records.extend(std::mem::take(&mut self.facts).into_iter().map(Record::Fact));
             self.since = (!self.endings.is_empty()).then(Instant::now);
-            self.flights += 1;
+            self.launched += 1;
+            let flight = self.launched;
+            self.under_way.insert(flight);
             let (bus, session, events) = (bus.clone(), session.to_owned(), events.clone());
             tokio::spawn(async move {
-                let flushed = write(&bus, &session, &endings, &records).await;
+                let flushed = write(&bus, &session, &endings, &records, flight).await;
                 let _ = events.send(Event::Flushed(flushed)).await;
             });
         }
     }
 
     /// A flight has landed.
-    pub const fn landed(&mut self) {
-        self.flights = self.flights.saturating_sub(1);
+    pub fn landed(&mut self, flight: u64) {
+        self.under_way.remove(&flight);
     }
 }
 
-async fn write(bus: &Bus, session: &str, endings: &[Completion], records: &[Record]) -> Flushed {
+async fn write(bus: &Bus, session: &str, endings: &[Completion], records: &[Record], flight: u64) -> Flushed {
     let mut pause = Duration::from_millis(20);
     loop {
         match bus.complete(session, endings, records).await {
-            Ok(revoked) => return Flushed::Written { revoked },
+            Ok(revoked) => return Flushed::Written { revoked, flight },
             Err(CompleteError::Fenced) => return Flushed::Fenced,
             Err(CompleteError::Redis(error)) => {
                 // Unknown outcome is retried as completion, not as dispatch: acknowledging twice changes nothing.

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use reqwest::Client;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, redirect};
 
 use super::endpoint::{self, Endpoint};
-use super::guard::{Guard, GuardedResolver, Refused};
 use crate::diagnose::chain;
 use crate::drainer::handlers::answer::{read_at_most, retry_after};
+use crate::net::guard::{Guard, Refused};
 
 /// Bytes of an answer that are read.
 const ANSWER_BYTES: usize = 4096;
@@ -27,6 +27,73 @@ pub struct Sender {
     timeout: Duration,
 }
 
+/// How requests end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// 2xx.
+    Taken,
+    /// 3xx.
+    Redirected,
+    /// 410.
+    Gone,
+    /// 429, 503.
+    Throttled,
+    /// Another 4xx.
+    Rejected,
+    /// Another answer.
+    Failed,
+    /// No answer in time.
+    TimedOut,
+    /// No connection, or a broken one.
+    Unreached,
+    /// Not sent: the address is refused.
+    Refused,
+}
+
+impl Ended {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Taken,
+        Self::Redirected,
+        Self::Gone,
+        Self::Throttled,
+        Self::Rejected,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Unreached,
+        Self::Refused,
+    ];
+
+    /// What an answer with this status is.
+    #[must_use]
+    pub const fn of(status: u16) -> Self {
+        match status {
+            200..=299 => Self::Taken,
+            300..=399 => Self::Redirected,
+            410 => Self::Gone,
+            429 | 503 => Self::Throttled,
+            400..=499 => Self::Rejected,
+            _ => Self::Failed,
+        }
+    }
+
+    /// As metrics call it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Redirected => "redirected",
+            Self::Gone => "gone",
+            Self::Throttled => "throttled",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::Unreached => "unreached",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -34,6 +101,8 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// Why it counts as failed; `None` is a success.
     pub error: Option<String>,
+    /// The same as one of a few kinds.
+    pub ended: Ended,
     /// What a 429 or 503 asked for.
     pub retry_after: Option<Duration>,
     /// The beginning of the answer.
@@ -46,15 +115,10 @@ impl Sender {
     /// A sender; the error says why there is no HTTP client.
     pub fn new(guard: Guard, timeout: Duration) -> Result<Self, String> {
         let client = |is_https| {
-            let resolver = GuardedResolver { guard: guard.clone(), is_https };
-            Client::builder()
-                .redirect(redirect::Policy::none())
-                .no_proxy()
-                .https_only(is_https)
-                .dns_resolver(std::sync::Arc::new(resolver))
+            guard
+                .client(is_https)
                 .connect_timeout(Duration::from_secs(5).min(timeout))
                 .pool_idle_timeout(Duration::from_secs(30))
-                .user_agent(concat!("system-bus/", env!("CARGO_PKG_VERSION")))
                 .build()
                 .map_err(|error| format!("no HTTP client: {}", chain(&error)))
         };
@@ -70,26 +134,30 @@ impl Sender {
     /// Sends `body` as the delivery `id`.
     pub async fn send(&self, endpoint: &Endpoint, id: &str, body: &str) -> Attempt {
         let began = Instant::now();
-        let failed = |error: String| Attempt {
+        let failed = |ended: Ended, error: String| Attempt {
             status: None,
             error: Some(error),
+            ended,
             retry_after: None,
             answer: String::new(),
             took: began.elapsed(),
         };
         let url = match endpoint::parse_url(&endpoint.url) {
             Ok(url) => url,
-            Err(error) => return failed(error.to_string()),
+            Err(error) => return failed(Ended::Refused, error.to_string()),
         };
         // An address is connected to without asking the resolver.
         if let Err(refused) = self.guard.check_literal(&url) {
-            return failed(format!("the address is refused: {refused}"));
+            return failed(Ended::Refused, format!("the address is refused: {refused}"));
         }
         let client = if url.scheme() == "https" { &self.https } else { &self.http };
         let request = client.post(url).headers(headers(endpoint, id, body, Utc::now())).timeout(self.timeout);
         let response = match request.body(body.to_owned()).send().await {
             Ok(response) => response,
-            Err(error) => return failed(unanswered(error)),
+            Err(error) => {
+                let (ended, error) = unanswered(error);
+                return failed(ended, error);
+            }
         };
         let status = response.status();
         let code = status.as_u16();
@@ -103,7 +171,7 @@ impl Sender {
             let what = if status.is_redirection() { " (redirects are not followed)" } else { "" };
             if shown.is_empty() { format!("HTTP {code}{what}") } else { format!("HTTP {code}{what}: {shown}") }
         });
-        Attempt { status: Some(code), error, retry_after, answer, took: began.elapsed() }
+        Attempt { status: Some(code), error, ended: Ended::of(code), retry_after, answer, took: began.elapsed() }
     }
 }
 
@@ -143,16 +211,15 @@ fn header_text(id: &str) -> String {
 }
 
 /// Without the URL, whose query may hold a token.
-fn unanswered(error: reqwest::Error) -> String {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(next) = cause {
-        if let Some(refused) = next.downcast_ref::<Refused>() {
-            return format!("the address is refused: {refused}");
-        }
-        cause = next.source();
+fn unanswered(error: reqwest::Error) -> (Ended, String) {
+    if let Some(refused) = Refused::of(&error) {
+        return (Ended::Refused, format!("the address is refused: {refused}"));
     }
-    let what = if error.is_timeout() { "no answer in time" } else { "no connection" };
-    format!("{what}: {}", chain(&error.without_url()))
+    let (ended, what) = match error.is_timeout() {
+        true => (Ended::TimedOut, "no answer in time"),
+        false => (Ended::Unreached, "no connection"),
+    };
+    (ended, format!("{what}: {}", chain(&error.without_url())))
 }
 
 #[cfg(test)]

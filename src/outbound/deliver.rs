@@ -13,6 +13,7 @@
 use futures_util::future::BoxFuture;
 
 use super::breaker::Phase;
+use super::figures::End;
 use super::hub::about;
 use super::{EXHAUSTED, FAMILY, Outbound};
 use crate::drainer::handlers::{Dispatch, Handler, Outcome, identity};
@@ -56,9 +57,11 @@ impl Deliver {
         let snapshot = self.outbound.endpoints().current();
         let fail = |reason: &'static str, error: String| Outcome::Fail { reason, error, status: None };
         let Some(endpoint) = snapshot.endpoints.get(&self.id) else {
+            self.outbound.figures().delivery(End::Removed);
             return fail("endpoint_removed", format!("there is no endpoint {}", self.id));
         };
         if let Some(disabled) = snapshot.disabled.get(&self.id) {
+            self.outbound.figures().delivery(End::Disabled);
             return fail("endpoint_disabled", format!("the endpoint is disabled ({})", disabled.reason));
         }
         let envelope = &dispatch.envelope;
@@ -73,12 +76,17 @@ impl Deliver {
         };
         self.outbound.note(endpoint, &attempt).await;
         let status = attempt.status.map(i32::from);
-        let Some(error) = attempt.error else { return Outcome::Done };
+        let Some(error) = attempt.error else {
+            self.outbound.figures().delivery(End::Delivered);
+            return Outcome::Done;
+        };
         if attempt.status == Some(410) {
+            self.outbound.figures().delivery(End::Gone);
             return Outcome::Fail { reason: "gone", error, status };
         }
         let settings = self.outbound.settings();
         if dispatch.attempt >= settings.attempts() {
+            self.outbound.figures().delivery(End::Exhausted);
             let mut data = about(endpoint);
             data.insert("eventId".into(), envelope.id.as_str().into());
             data.insert("attempts".into(), dispatch.attempt.into());

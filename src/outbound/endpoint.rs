@@ -9,11 +9,12 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::guard::{self, Guard};
+use super::shape::{self, Condition, Transform};
 use super::{FAMILY, sign};
 use crate::diagnose::{Diagnose, Exit};
 use crate::functions::expr::{Expr, Roots, Scope};
 use crate::functions::store::WORK;
+use crate::net::guard::{self, Guard};
 use crate::streams::family::Family;
 
 /// Patterns of one endpoint at most.
@@ -70,6 +71,12 @@ pub struct Endpoint {
     /// A CEL condition over `event`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Conditions on the content; all must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// In which form events are sent.
+    #[serde(default, skip_serializing_if = "Transform::is_none")]
+    pub transform: Transform,
     /// What its operators call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -130,6 +137,12 @@ pub enum Error {
     /// The condition is not CEL.
     #[error("the filter is no condition: {0}")]
     Filter(String),
+    /// A condition on the content that can't be meant.
+    #[error("the condition {0}")]
+    Condition(String),
+    /// A form that can't be meant.
+    #[error("the transformation: {0}")]
+    Transform(String),
     /// A header that can't be sent, or is ours.
     #[error("the header `{name}` {why}")]
     Header {
@@ -153,6 +166,8 @@ impl Diagnose for Error {
             Self::Guard(_) => "ENDPOINT_ADDRESS_REFUSED",
             Self::Pattern { .. } | Self::Patterns => "ENDPOINT_INVALID_PATTERN",
             Self::Filter(_) => "ENDPOINT_INVALID_FILTER",
+            Self::Condition(_) => "ENDPOINT_INVALID_CONDITION",
+            Self::Transform(_) => "ENDPOINT_INVALID_TRANSFORM",
             Self::Header { .. } => "ENDPOINT_INVALID_HEADER",
             Self::Secret => "ENDPOINT_INVALID_SECRET",
             Self::Rate => "ENDPOINT_INVALID_RATE",
@@ -177,6 +192,14 @@ impl Diagnose for Error {
                 "Give event names with --events, e.g. --events 'github/*,content/updated'.".into()
             }
             Self::Filter(_) => "Write a CEL condition over `event`, e.g. --filter 'event.data.amount > 100'.".into(),
+            Self::Condition(_) => {
+                "Write a JSON pointer, eq|in|prefix|exists|gt and a value, e.g. --where '/data/amount gt 100'.".into()
+            }
+            Self::Transform(_) => {
+                "Name parts by JSON pointers below /data/, e.g. --pick /data/id --rename /data/id=/data/order; a \
+                 template is a JSON object with {{/data/id}} in its texts."
+                    .into()
+            }
             Self::Header { .. } => "Give headers as --header 'Name: value'.".into(),
             Self::Secret => "Leave --secret out: a secret is made and shown once.".into(),
             Self::Rate => "Give deliveries per second, e.g. --rate 5.".into(),
@@ -198,6 +221,13 @@ impl Endpoint {
         if let Some(filter) = &self.filter {
             Expr::compile(filter, Roots::Event).map_err(|error| Error::Filter(error.to_string()))?;
         }
+        if self.conditions.len() > shape::MAX_PARTS {
+            return Err(Error::Condition(format!("number {} is one too many", shape::MAX_PARTS + 1)));
+        }
+        for condition in &self.conditions {
+            condition.check().map_err(Error::Condition)?;
+        }
+        self.transform.check().map_err(Error::Transform)?;
         if self.headers.len() > MAX_HEADERS {
             return Err(Error::Header { name: format!("number {MAX_HEADERS}"), why: "is one too many" });
         }
@@ -221,8 +251,17 @@ impl Endpoint {
         !name.starts_with(FAMILY) && !name.starts_with(WORK) && self.events.iter().any(|pattern| matches(pattern, name))
     }
 
-    /// Whether its condition holds for `event`; the error says why that can't be told.
+    /// Whether the content of an event decides what it is sent.
+    #[must_use]
+    pub fn looks_inside(&self) -> bool {
+        self.filter.is_some() || !self.conditions.is_empty() || !self.transform.is_none()
+    }
+
+    /// Whether its conditions hold for `event`; the error says why that can't be told.
     pub fn admits(&self, event: &Value) -> Result<bool, String> {
+        if !self.conditions.iter().all(|condition| condition.holds(event)) {
+            return Ok(false);
+        }
         let Some(filter) = &self.filter else { return Ok(true) };
         let expr = Expr::compile(filter, Roots::Event).map_err(|error| error.to_string())?;
         let scope = Scope { event: Some(event), async_event: None, now_ms: chrono::Utc::now().timestamp_millis() };
@@ -328,6 +367,8 @@ mod tests {
             url: "https://example.com/hook".into(),
             events: vec!["a/*".into()],
             filter: None,
+            conditions: Vec::new(),
+            transform: Transform::default(),
             description: None,
             secret: Secret::fresh(),
             secret_previous: None,
@@ -391,6 +432,9 @@ mod tests {
         assert_eq!(check(&|e| e.events = vec!["outbound/*".into()]), Some("ENDPOINT_INVALID_PATTERN"));
         assert_eq!(check(&|e| e.filter = Some("event.data.(".into())), Some("ENDPOINT_INVALID_FILTER"));
         assert_eq!(check(&|e| e.filter = Some("other.x == 1".into())), Some("ENDPOINT_INVALID_FILTER"));
+        let condition = Condition { path: "data".into(), op: shape::Op::Eq, value: Value::Null };
+        assert_eq!(check(&|e| e.conditions = vec![condition.clone()]), Some("ENDPOINT_INVALID_CONDITION"));
+        assert_eq!(check(&|e| e.transform.pick = vec!["/id".into()]), Some("ENDPOINT_INVALID_TRANSFORM"));
         let header = |name: &str| {
             let name = name.to_owned();
             check(&move |e: &mut Endpoint| drop(e.headers.insert(name.clone(), "x".into())))

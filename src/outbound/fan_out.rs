@@ -3,6 +3,8 @@
 //! Runs when the event is dispatched, before its other handlers, and may run twice for one event: each delivery has
 //! the event's id, so the second time finds it appended. A disabled endpoint gets its deliveries too: they become dead
 //! letters, which can be sent once it is enabled.
+//!
+//! An event that waits for its function was fanned out ahead of its dispatch ([`super::ahead`]): here it is passed over.
 
 use std::sync::Arc;
 
@@ -16,9 +18,10 @@ use super::endpoint::Endpoint;
 use crate::diagnose::chain;
 use crate::drainer::handlers::{Dispatch, Handler, Outcome};
 use crate::moment::iso;
-use crate::streams::append::NewEvent;
+use crate::streams::append::{self, NewEvent};
 use crate::streams::envelope::Envelope;
 use crate::streams::json::JsonObject;
+use crate::streams::lane::Lane;
 use crate::streams::priority::Priority;
 use crate::streams::records::Fact;
 
@@ -35,13 +38,14 @@ impl FanOut {
         Self { outbound }
     }
 
-    async fn deliveries(&self, envelope: &Envelope) -> Vec<NewEvent> {
+    pub(super) async fn deliveries(&self, envelope: &Envelope) -> Vec<NewEvent> {
         let snapshot = self.outbound.endpoints().current();
         let name = envelope.name.as_str();
         let mut wanted: Vec<&Arc<Endpoint>> =
             snapshot.endpoints.values().filter(|endpoint| endpoint.wants(name)).collect();
-        if wanted.iter().any(|endpoint| endpoint.filter.is_some() || name.starts_with("webhook/endpoint.")) {
-            let event = as_seen(envelope);
+        let mut event = Value::Null;
+        if wanted.iter().any(|endpoint| endpoint.looks_inside() || name.starts_with("webhook/endpoint.")) {
+            event = as_seen(envelope);
             // What is said about an endpoint is not sent to it: one that fails would never hear the end of it.
             wanted.retain(|endpoint| {
                 !name.starts_with("webhook/endpoint.") || event["data"]["endpointId"] != endpoint.id.as_str()
@@ -63,19 +67,47 @@ impl FanOut {
             wanted = admitted;
         }
         let Some(body) = body(envelope) else { return Vec::new() };
-        wanted.into_iter().filter_map(|endpoint| delivery(endpoint, envelope, &body)).collect()
+        let deliveries = wanted.into_iter().filter_map(|endpoint| {
+            if endpoint.transform.is_none() {
+                return delivery(endpoint, envelope, body.clone());
+            }
+            let own = JsonObject::parse(&endpoint.transform.body(&event).to_string()).ok()?;
+            delivery(endpoint, envelope, own)
+        });
+        deliveries.collect()
+    }
+
+    /// Appends them. One that is too large is told and left out: it would hold up the others for good.
+    pub(super) async fn append(&self, mut deliveries: Vec<NewEvent>) -> Result<(), append::Error> {
+        loop {
+            match self.outbound.appender().append(deliveries.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error @ append::Error::TooLarge { index, .. }) if index < deliveries.len() => {
+                    let delivery = deliveries.remove(index);
+                    let mut fact = Fact::new("outbound", "webhook.endpoint.delivery_refused").failed(error.to_string());
+                    fact.event_id = delivery.id;
+                    self.outbound.journal(fact.with("family", delivery.name.as_str())).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
-/// The event as conditions see it.
+/// The event as conditions and transformations see it.
 fn as_seen(envelope: &Envelope) -> Value {
     json!({
         "id": envelope.id,
         "name": envelope.name.as_str(),
         "source": envelope.source,
         "ts": envelope.ts,
+        "timestamp": timestamp(envelope),
         "data": envelope.data.to_value(),
     })
+}
+
+fn timestamp(envelope: &Envelope) -> String {
+    iso(u64::try_from(envelope.ts).unwrap_or_default()).unwrap_or_default()
 }
 
 /// `{type, timestamp, data}`, with the data as its sender wrote it.
@@ -87,12 +119,11 @@ fn body(envelope: &Envelope) -> Option<JsonObject> {
         data: &'a RawValue,
     }
     let data: &RawValue = serde_json::from_str(envelope.data.as_str()).ok()?;
-    let timestamp = iso(u64::try_from(envelope.ts).unwrap_or_default()).unwrap_or_default();
-    let body = Body { r#type: envelope.name.as_str(), timestamp, data };
+    let body = Body { r#type: envelope.name.as_str(), timestamp: timestamp(envelope), data };
     JsonObject::parse(&serde_json::to_string(&body).ok()?).ok()
 }
 
-fn delivery(endpoint: &Endpoint, envelope: &Envelope, body: &JsonObject) -> Option<NewEvent> {
+fn delivery(endpoint: &Endpoint, envelope: &Envelope, body: JsonObject) -> Option<NewEvent> {
     let mut meta = Map::new();
     meta.insert("event".into(), envelope.name.as_str().into());
     Some(NewEvent {
@@ -102,7 +133,7 @@ fn delivery(endpoint: &Endpoint, envelope: &Envelope, body: &JsonObject) -> Opti
         priority: if endpoint.fifo { Priority::default() } else { envelope.priority },
         trace: envelope.trace.clone(),
         meta: Some(meta.into()),
-        ..NewEvent::new(endpoint.family()?, "outbound", body.clone())
+        ..NewEvent::new(endpoint.family()?, "outbound", body)
     })
 }
 
@@ -117,14 +148,21 @@ impl Handler for FanOut {
 
     fn run(&self, dispatch: Dispatch) -> BoxFuture<'_, Outcome> {
         Box::pin(async move {
-            let deliveries = self.deliveries(&dispatch.envelope).await;
-            match self.outbound.appender().append(deliveries).await {
-                Ok(_) => Outcome::Done,
-                Err(error) => Outcome::Retry {
-                    error: format!("its deliveries were not appended: {}", chain(&error)),
-                    not_before: None,
-                    status: None,
-                },
+            let retry = |what: &str, error: String| Outcome::Retry {
+                error: format!("{what}: {error}"),
+                not_before: None,
+                status: None,
+            };
+            let envelope = &dispatch.envelope;
+            let lane = Lane::new(envelope.name.clone(), envelope.priority);
+            match self.outbound.endpoints().ahead(&lane).await {
+                Ok(Some(mark)) if dispatch.entry_id <= mark => return Outcome::Done,
+                Ok(_) => {}
+                Err(error) => return retry("whether it was sent already is not known", chain(&error)),
+            }
+            match self.append(self.deliveries(envelope).await).await {
+                Ok(()) => Outcome::Done,
+                Err(error) => retry("its deliveries were not appended", chain(&error)),
             }
         })
     }

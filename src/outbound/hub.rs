@@ -10,10 +10,11 @@ use serde_json::{Map, Value};
 use super::breaker::{Breaker, Phase};
 use super::client::{Attempt, Sender};
 use super::endpoint::Endpoint;
-use super::guard::Guard;
+use super::figures::Figures;
 use super::store::Endpoints;
 use crate::config::{Cidr, Config};
 use crate::diagnose::chain;
+use crate::net::guard::Guard;
 use crate::streams::append::{Appender, NewEvent};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
@@ -77,6 +78,7 @@ struct Inner {
     appender: Appender,
     sender: Sender,
     settings: Settings,
+    figures: Figures,
     breakers: Mutex<HashMap<String, State>>,
     /// Rises with every phase of a breaker.
     phases: AtomicU64,
@@ -93,10 +95,16 @@ struct State {
 impl Outbound {
     /// Over `bus`; deliveries are appended by `appender`, whose limit on sizes must leave room around an event's data.
     /// The error says why there is no HTTP client.
-    pub fn new(bus: Bus, endpoints: Endpoints, appender: Appender, settings: Settings) -> Result<Self, String> {
+    pub fn new(
+        bus: Bus,
+        endpoints: Endpoints,
+        appender: Appender,
+        settings: Settings,
+        figures: Figures,
+    ) -> Result<Self, String> {
         let sender = Sender::new(Guard::new(&settings.allowed), settings.timeout)?;
         let (breakers, phases) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self { inner: Arc::new(Inner { bus, endpoints, appender, sender, settings, breakers, phases }) })
+        Ok(Self { inner: Arc::new(Inner { bus, endpoints, appender, sender, settings, figures, breakers, phases }) })
     }
 
     /// The endpoints.
@@ -109,6 +117,17 @@ impl Outbound {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    pub(super) fn figures(&self) -> &Figures {
+        &self.inner.figures
+    }
+
+    /// How many endpoints this process leaves alone now.
+    pub(super) fn open_circuits(&self) -> usize {
+        let now = Instant::now();
+        let breakers = self.inner.breakers.lock().unwrap_or_else(PoisonError::into_inner);
+        breakers.values().filter(|state| state.breaker.phase(now) == Phase::Open).count()
     }
 
     pub(super) fn sender(&self) -> &Sender {
@@ -148,6 +167,7 @@ impl Outbound {
 
     /// Notes how a delivery ended, here and in Redis.
     pub(super) async fn note(&self, endpoint: &Endpoint, attempt: &Attempt) {
+        self.inner.figures.request(attempt);
         if !self.note_here(endpoint, attempt) {
             return;
         }

@@ -7,19 +7,23 @@
 //! | file | does |
 //! |---|---|
 //! | [`endpoint`] | what an endpoint is; which events it wants |
+//! | [`shape`] | conditions on content, and the form in which an event is sent; pure |
 //! | [`store`] | endpoints in Redis, and the snapshot that a process works with |
 //! | [`fan_out`] | one event → its deliveries |
+//! | [`ahead`] | the same for events that wait for a function |
 //! | [`deliver`] | one delivery → one request, and what its answer means |
 //! | [`sign`] | `webhook-signature` |
-//! | [`guard`] | which addresses may be connected to |
-//! | [`client`] | the request |
+//! | [`client`] | the request, to addresses that [`crate::net::guard`] takes |
 //! | [`breaker`] | leaves an endpoint alone that fails; pure |
+//! | [`figures`] | what Prometheus is told |
+//! | [`expiry`] | drops dead letters past their time |
 //!
 //! | key (after the tag) | type | holds |
 //! |---|---|---|
 //! | `:outbound:endpoints` | hash | id → endpoint, JSON, with its secret |
 //! | `:outbound:disabled` | hash | id → why and since when, JSON |
 //! | `:outbound:health:<id>` | hash | `failingSince`, `failures`, `lastSuccess`, `lastFailure`, `lastStatus`, `lastError` |
+//! | `:outbound:ahead` | hash | lane → the entry up to which its events were fanned out before their dispatch |
 //! | `:outbound:rev` | string | rises with every change of an endpoint |
 //!
 //! # Invariants
@@ -34,13 +38,16 @@
 //! arrow is `service`, `cli` → `outbound` → `functions`. The drainer knows nothing of endpoints: the service gives it
 //! their families' plans.
 
+pub mod ahead;
 pub mod breaker;
 pub mod client;
 pub mod deliver;
 pub mod endpoint;
+pub mod expiry;
 pub mod fan_out;
-pub mod guard;
+pub mod figures;
 mod hub;
+pub mod shape;
 pub mod sign;
 pub mod store;
 

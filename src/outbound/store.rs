@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::client::Attempt;
 use super::endpoint::{Disabled, Endpoint};
 use crate::streams::bus::Bus;
+use crate::streams::entry_id::EntryId;
 use crate::streams::journal;
+use crate::streams::lane::Lane;
 use crate::streams::records::Fact;
 use crate::streams::redis::{Error, ScriptCall};
 use crate::streams::scripts::Script;
@@ -24,6 +26,7 @@ const ERROR_CHARS: usize = 500;
 
 static PUT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/put.lua")));
 static OUTCOME: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/outcome.lua")));
+static AHEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/ahead.lua")));
 
 /// All endpoints at one moment.
 #[derive(Debug, Default)]
@@ -231,6 +234,23 @@ impl Endpoints {
             .arg(blob("failing"));
         let reason: String = self.bus.redis.run(call).await?;
         Ok(Some(reason).filter(|reason| !reason.is_empty()))
+    }
+
+    /// Up to which entry the events of `lane` were fanned out before they were dispatched.
+    pub async fn ahead(&self, lane: &Lane) -> Result<Option<EntryId>, Error> {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(self.bus.keys.outbound("ahead")).arg(lane.to_string());
+        let id: Option<String> = self.bus.redis.query(&cmd).await?;
+        Ok(id.and_then(|id| id.parse().ok()))
+    }
+
+    /// Notes that they were, for each of `lanes`.
+    pub async fn set_ahead<'a>(&self, lanes: impl Iterator<Item = (&'a Lane, EntryId)>) -> Result<(), Error> {
+        let mut call = ScriptCall::new(&AHEAD).key(self.bus.keys.outbound("ahead"));
+        for (lane, id) in lanes {
+            call = call.arg(lane.to_string()).arg(id.to_string());
+        }
+        self.bus.redis.run(call).await
     }
 
     /// How an endpoint does.

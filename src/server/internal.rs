@@ -13,7 +13,6 @@
 //! processes of this machine, and only while the server is bound to loopback; a request that was forwarded is not one.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +34,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::internal_agent;
+use super::internal_inbox::Inbox;
 use crate::config::Cidr;
 use crate::diagnose::{Diagnose, chain};
 use crate::ingest::admission::{Admission, AskedPriority, Emit};
@@ -72,7 +72,7 @@ pub struct Parts {
     /// Asks the service to read its configuration again.
     pub reload: Arc<Notify>,
     /// Where snapshots of agents are.
-    pub inbox: PathBuf,
+    pub inbox: Inbox,
     /// Whether this process plays the part of the host, where agents run.
     pub is_host: bool,
     /// The process stops: nobody waits any longer.
@@ -122,10 +122,14 @@ fn is_same(given: &[u8], expected: &[u8]) -> bool {
 }
 
 async fn authorize(State(internal): State<Internal>, request: Request, next: Next) -> Response {
-    if internal.admits(&request) {
-        return next.run(request).await;
+    let mut response = match internal.admits(&request) {
+        true => next.run(request).await,
+        false => (StatusCode::UNAUTHORIZED, Json(json!({ "error": "Unauthorized" }))).into_response(),
+    };
+    if let Ok(id) = header::HeaderValue::try_from(uuid::Uuid::now_v7().to_string()) {
+        response.headers_mut().insert("x-request-id", id);
     }
-    (StatusCode::UNAUTHORIZED, Json(json!({ "error": "Unauthorized" }))).into_response()
+    response
 }
 
 /// `{"ok":false,"error":…}`.

@@ -1,20 +1,22 @@
 //! `/internal/agent-…`: asks for an agent's work, takes its result, waits for it.
 //!
-//! The state of a request is a file, `<inbox>/<requestId>.json`; consumers move what they have read to `<inbox>/ack`.
+//! | endpoint | does |
+//! |---|---|
+//! | `POST /internal/agent-dispatch` | asks for the work; a duplicate is answered with what there is |
+//! | `POST /internal/agent-result` | takes a result, or a sign of life |
+//! | `GET /internal/agent-result/<id>` | what is known |
+//! | `GET /internal/agent-await/<id>?timeoutMs=` | the same, once it has ended |
+//! | `GET /internal/agent-list`, `POST /internal/agent-cancel` | [`super::internal_agents`] |
+//! | `GET /internal/agent-logs/<id>` | [`super::internal_logs`] |
 //!
-//! # Invariants
-//! 1. A file is written under another name and renamed: a reader never sees half of it.
-//! 2. Of two requests with one id at the same time one makes the file, and the other finds it.
-//! 3. What is terminal is never overwritten.
-//! 4. An id is a name and nothing else: it never leads out of the inbox.
+//! The state of a request is a file of the [`Inbox`](super::internal_inbox::Inbox).
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,14 +25,16 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::internal::{Internal, failed, refuse};
+use super::internal_inbox::{is_id, is_terminal, status_of};
+use super::{internal_agents, internal_logs};
 use crate::ingest::admission::Emit;
 use crate::moment;
 use crate::streams::records::Fact;
 
 /// The event that asks for an agent.
 const REQUESTED: &str = "system/agent.requested";
-/// How often a waiter looks.
-const LOOK: Duration = Duration::from_millis(250);
+/// Largest request for work, bytes.
+const DISPATCH_MAX: usize = 2 << 20;
 /// The longest wait.
 const WAIT_MAX_MS: u64 = 3_600_000;
 /// The shortest.
@@ -40,90 +44,26 @@ const TAIL_CHARS: usize = 10_000;
 
 pub(super) fn routes() -> Router<Internal> {
     Router::new()
-        .route("/internal/agent-dispatch", post(dispatch))
+        .route("/internal/agent-dispatch", post(dispatch).layer(DefaultBodyLimit::max(DISPATCH_MAX)))
         .route("/internal/agent-result", post(result))
         .route("/internal/agent-result/{id}", get(status))
         .route("/internal/agent-await/{id}", get(wait))
+        .route("/internal/agent-list", get(internal_agents::list))
+        .route("/internal/agent-cancel", post(internal_agents::cancel))
+        .route("/internal/agent-logs/{id}", get(internal_logs::logs))
 }
 
-fn bad_id() -> Response {
+pub(super) fn bad_id() -> Response {
     refuse(StatusCode::BAD_REQUEST, "requestId required")
 }
 
-/// `^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`.
-fn is_id(id: &str) -> bool {
-    id.len() <= 128
-        && id.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
-
-fn is_terminal(status: &str) -> bool {
-    matches!(status, "completed" | "failed" | "cancelled")
-}
-
-fn status_of(snapshot: &Value) -> &str {
-    snapshot["status"].as_str().unwrap_or("unknown")
-}
-
 impl Internal {
-    fn elsewhere(&self) -> Option<Response> {
+    pub(super) fn elsewhere(&self) -> Option<Response> {
         (!self.0.is_host).then(|| refuse(StatusCode::NOT_FOUND, "Not available in this role"))
     }
-
-    fn file(&self, id: &str) -> PathBuf {
-        self.0.inbox.join(format!("{id}.json"))
-    }
-
-    /// What is known of a request.
-    async fn snapshot(&self, id: &str) -> std::io::Result<Option<Value>> {
-        for path in [self.file(id), self.0.inbox.join("ack").join(format!("{id}.json"))] {
-            match tokio::fs::read(&path).await {
-                Ok(bytes) => return Ok(serde_json::from_slice(&bytes).ok()),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Writes a file of its own, to be given the real name.
-    async fn draft(&self, snapshot: &Value) -> std::io::Result<PathBuf> {
-        tokio::fs::create_dir_all(&self.0.inbox).await?;
-        let draft = self.0.inbox.join(format!(".{}.tmp", uuid::Uuid::now_v7()));
-        tokio::fs::write(&draft, serde_json::to_vec_pretty(snapshot)?).await?;
-        Ok(draft)
-    }
-
-    /// Makes the file. False when there is one already.
-    async fn create(&self, id: &str, snapshot: &Value) -> std::io::Result<bool> {
-        let draft = self.draft(snapshot).await?;
-        // Unlike a rename, a link never replaces anything.
-        let linked = tokio::fs::hard_link(&draft, self.file(id)).await;
-        let _ = tokio::fs::remove_file(&draft).await;
-        match linked {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn replace(&self, id: &str, snapshot: &Value) -> std::io::Result<()> {
-        let draft = self.draft(snapshot).await?;
-        tokio::fs::rename(&draft, self.file(id)).await
-    }
-
-    /// Takes away a file that nobody works on any more. False when somebody else was quicker.
-    async fn set_aside(&self, id: &str) -> std::io::Result<bool> {
-        let aside = self.0.inbox.join(format!(".{id}.{}.stale", uuid::Uuid::now_v7()));
-        match tokio::fs::rename(self.file(id), &aside).await {
-            Ok(()) => tokio::fs::remove_file(&aside).await.map(|()| true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
 }
 
-fn io(error: &std::io::Error) -> Response {
+pub(super) fn io(error: &std::io::Error) -> Response {
     refuse(StatusCode::SERVICE_UNAVAILABLE, format!("the inbox can't be used: {error}"))
 }
 
@@ -169,7 +109,7 @@ async fn dispatch(State(internal): State<Internal>, body: Bytes) -> Response {
     request.insert("timeout".into(), timeout.into());
     let mut attempt = 1;
     loop {
-        match internal.snapshot(&id).await {
+        match internal.0.inbox.snapshot(&id).await {
             Err(error) => return io(&error),
             Ok(None) => {}
             Ok(Some(known)) => {
@@ -181,7 +121,7 @@ async fn dispatch(State(internal): State<Internal>, body: Bytes) -> Response {
                     return duplicate(&id, &known);
                 }
                 attempt = known["attempt"].as_u64().unwrap_or(1) + 1;
-                if let Err(error) = internal.set_aside(&id).await {
+                if let Err(error) = internal.0.inbox.set_aside(&id).await {
                     return io(&error);
                 }
             }
@@ -191,12 +131,13 @@ async fn dispatch(State(internal): State<Internal>, body: Bytes) -> Response {
             "requestId": id, "status": "running", "task": task, "tool": tool, "attempt": attempt,
             "startedAt": now, "updatedAt": now,
         });
+        snapshot["executionMode"] = "host".into();
         for name in ["sessionId", "agent", "executionMode", "sandboxBackend"] {
             if let Some(value) = request.get(name) {
                 snapshot[name] = value.clone();
             }
         }
-        match internal.create(&id, &snapshot).await {
+        match internal.0.inbox.create(&id, &snapshot).await {
             Ok(true) => return send(&internal, &id, &request, snapshot, attempt).await,
             // Somebody was quicker: theirs is looked at.
             Ok(false) => {}
@@ -230,7 +171,7 @@ async fn send(
             snapshot["error"] = crate::diagnose::chain(&error).into();
             snapshot["updatedAt"] = now.as_str().into();
             snapshot["completedAt"] = now.into();
-            if let Err(error) = internal.replace(id, &snapshot).await {
+            if let Err(error) = internal.0.inbox.replace(id, &snapshot).await {
                 return io(&error);
             }
             let mut response = failed(&error);
@@ -265,18 +206,19 @@ async fn result(State(internal): State<Internal>, body: Bytes) -> Response {
         "completed" | "failed" | "cancelled" => state,
         _ => return invalid(),
     };
-    let known = match internal.snapshot(id).await {
+    let _writing = internal.0.inbox.lock().await;
+    let known = match internal.0.inbox.read(id).await {
         Ok(known) => known,
         Err(error) => return io(&error),
     };
-    let path = internal.file(id).display().to_string();
+    let path = internal.0.inbox.file(id).display().to_string();
     if let Some(known) = known.as_ref().filter(|known| is_terminal(status_of(known))) {
         let body =
             json!({ "ok": true, "requestId": id, "status": status_of(known), "filePath": path, "ignored": true });
         return Json(body).into_response();
     }
     let snapshot = merged(&payload, known.unwrap_or_else(|| json!({})), status, started);
-    if let Err(error) = internal.replace(id, &snapshot).await {
+    if let Err(error) = internal.0.inbox.replace(id, &snapshot).await {
         return io(&error);
     }
     Json(json!({ "ok": true, "requestId": id, "status": status, "filePath": path })).into_response()
@@ -339,18 +281,27 @@ fn merged(payload: &Map<String, Value>, known: Value, status: &str, started: &st
     snapshot
 }
 
-async fn status(State(internal): State<Internal>, Path(id): Path<String>) -> Response {
+#[derive(Debug, Deserialize)]
+struct Fields {
+    /// `status`: nothing but that.
+    fields: Option<String>,
+}
+
+async fn status(State(internal): State<Internal>, Path(id): Path<String>, Query(asked): Query<Fields>) -> Response {
     if let Some(elsewhere) = internal.elsewhere() {
         return elsewhere;
     }
     if !is_id(&id) {
         return bad_id();
     }
-    match internal.snapshot(&id).await {
+    match internal.0.inbox.snapshot(&id).await {
         Err(error) => io(&error),
-        Ok(None) => Json(json!({ "ok": true, "status": "pending", "requestId": id })).into_response(),
+        Ok(None) => Json(json!({ "ok": true, "status": "pending", "requestId": id, "known": false })).into_response(),
         Ok(Some(snapshot)) => {
-            let body = json!({ "ok": true, "requestId": id, "status": status_of(&snapshot), "result": snapshot });
+            let mut body = json!({ "ok": true, "requestId": id, "status": status_of(&snapshot) });
+            if asked.fields.as_deref() != Some("status") {
+                body["result"] = snapshot;
+            }
             Json(body).into_response()
         }
     }
@@ -372,43 +323,40 @@ async fn wait(State(internal): State<Internal>, Path(id): Path<String>, Query(as
     let timeout_ms = asked.timeout_ms.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(WAIT_MAX_MS);
     let timeout_ms = timeout_ms.clamp(WAIT_MIN_MS, WAIT_MAX_MS);
     let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+    let Some(mut waiter) = internal.0.inbox.waiter(&id) else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many wait already");
+    };
     loop {
-        match internal.snapshot(&id).await {
+        // Looked at after the waiter began to listen: no change falls between.
+        let last = match internal.0.inbox.snapshot(&id).await {
             Err(error) => return io(&error),
-            Ok(Some(snapshot)) if is_terminal(status_of(&snapshot)) => {
-                let has_failed = status_of(&snapshot) == "failed";
-                let code = if has_failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
-                let body = json!({
-                    "ok": !has_failed, "requestId": id, "status": status_of(&snapshot), "result": snapshot,
-                });
-                return (code, Json(body)).into_response();
-            }
-            Ok(_) => {}
-        }
+            Ok(Some(snapshot)) if is_terminal(status_of(&snapshot)) => return ended(&id, snapshot),
+            Ok(last) => last,
+        };
         tokio::select! {
             () = internal.0.stop.cancelled() => return refuse(StatusCode::SERVICE_UNAVAILABLE, "the server stops"),
             () = tokio::time::sleep_until(deadline) => {
-                let body = json!({ "ok": false, "requestId": id, "status": "timeout", "timeoutMs": timeout_ms });
+                let last = last.as_ref().map_or("pending", status_of);
+                let body = json!({
+                    "ok": false, "requestId": id, "status": "timeout", "timeoutMs": timeout_ms, "lastStatus": last,
+                });
                 return (StatusCode::GATEWAY_TIMEOUT, Json(body)).into_response();
             }
-            () = tokio::time::sleep(LOOK) => {}
+            () = waiter.changed() => {}
         }
     }
+}
+
+fn ended(id: &str, snapshot: Value) -> Response {
+    let status = status_of(&snapshot).to_owned();
+    let code = if status == "failed" { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+    let body = json!({ "ok": status == "completed", "requestId": id, "status": status, "result": snapshot });
+    (code, Json(body)).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_id_never_leads_out_of_the_inbox() {
-        for id in ["a", "wf-checkout-1.2_x", "A9", &"a".repeat(128)] {
-            assert!(is_id(id), "{id}");
-        }
-        for id in ["", "../a", ".a", "a/b", "a\\b", "-a", "a b", "ä", "a\0", &"a".repeat(129)] {
-            assert!(!is_id(id), "{id}");
-        }
-    }
 
     #[test]
     fn a_result_keeps_what_was_known_and_bounds_what_is_said() {

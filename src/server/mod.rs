@@ -16,6 +16,9 @@
 pub mod health;
 pub mod internal;
 mod internal_agent;
+mod internal_agents;
+pub mod internal_inbox;
+mod internal_logs;
 pub mod internal_worker;
 pub mod metrics;
 pub mod trace;

@@ -40,17 +40,23 @@ use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
 use crate::ingest::limiter::Rate;
 use crate::ingest::spool::Spool;
 use crate::model::{self, Models};
+use crate::net::guard::Guard;
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
 use crate::observer::report::Reporter;
+use crate::outbound::ahead::Ahead;
+use crate::outbound::figures::Figures;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
 use crate::server::internal::{self, Internal};
+use crate::server::internal_inbox::Inbox;
 use crate::server::internal_worker::Worker;
 use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
+use crate::streams::family::Family;
+use crate::telemetry::metrics::Metrics;
 use crate::triage::flags::Flags;
 use crate::triage::rules::RulesHandle;
 use crate::triage::{self, Triage};
@@ -239,12 +245,34 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     }
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
+        let sending = outbound(config, &bus, endpoints.clone(), &telemetry.metrics)?;
+        let (waiting_registry, waiting_functions) = (registry.clone(), functions.clone());
+        let waits = move |family: &Family| {
+            routes::waits_for_function(&waiting_registry, &waiting_functions, is_inngest_served, family)
+        };
+        let running = Ahead::new(bus.separate(), sending.clone(), waits).run(stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
+        let running = outbound::figures::run(sending.clone(), stop.clone());
+        tasks.spawn(async move {
+            running.await;
+            Ok(())
+        });
+        if let Some(keep) = config.webhook.endpoint_dead_retain {
+            let running = outbound::expiry::run(bus.separate(), keep, stop.clone());
+            tasks.spawn(async move {
+                running.await;
+                Ok(())
+            });
+        }
         let plans = RegistryPlans::new(
             registry.clone(),
             routes::HandlerSettings::from_config(config, inngest.as_ref()),
             engine.clone(),
         )
-        .with_outbound(outbound(config, &bus, endpoints.clone())?);
+        .with_outbound(sending);
         let running = engine.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
@@ -339,7 +367,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             admission: admission.clone(),
             bus: bus.clone(),
             reload: wish.clone(),
-            inbox: config.server.claw_dir.join("workspace/inbox"),
+            inbox: Inbox::below(&config.server.claw_dir),
             is_host,
             stop: stop.clone(),
         });
@@ -466,12 +494,13 @@ pub fn triage(config: &Config, registry: &RegistryHandle, stop: CancellationToke
 }
 
 /// What sends events to endpoints.
-fn outbound(config: &Config, bus: &Bus, endpoints: Endpoints) -> Result<Outbound, Error> {
+fn outbound(config: &Config, bus: &Bus, endpoints: Endpoints, metrics: &Arc<Metrics>) -> Result<Outbound, Error> {
     let limits = append_settings(config);
     // A delivery is its event's data and a little around it.
     let limits = append::Settings { max_event_bytes: limits.max_event_bytes + 4096, ..limits };
     let appender = Appender::start(bus, limits);
-    Outbound::new(bus.separate(), endpoints, appender, outbound::Settings::from_config(config)).map_err(Error::Task)
+    let (settings, figures) = (outbound::Settings::from_config(config), Figures::new(metrics.clone()));
+    Outbound::new(bus.separate(), endpoints, appender, settings, figures).map_err(Error::Task)
 }
 
 /// What commands that emit use.
@@ -502,6 +531,7 @@ pub fn engine_settings(config: &Config) -> Result<engine::Settings, crate::confi
         sync_interval: own.sync_interval,
         app_urls: own.app_urls.clone(),
         host_aliases: own.host_aliases.iter().filter_map(alias).collect(),
+        guard: Guard::new(&config.webhook.allowed_subnets).with_http(),
         recorder: None,
         clock: None,
     })

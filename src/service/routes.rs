@@ -41,6 +41,20 @@ const WORK_BACKOFF: Duration = Duration::from_secs(5);
 /// What a delivery may take beyond its request.
 const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
 
+/// Whether events of this name wait for a function: an entry says that one is to have them, and there is none.
+#[must_use]
+pub fn waits_for_function(
+    registry: &RegistryHandle,
+    functions: &functions::registry::Registry,
+    is_inngest_served: bool,
+    family: &Family,
+) -> bool {
+    match registry.current().lookup(family).map(|entry| &entry.handler) {
+        Some(HandlerSpec::Inngest { target }) => !is_inngest_served && !functions.current().wants(target.as_str()),
+        _ => false,
+    }
+}
+
 /// What admission asks of the registries.
 #[derive(Debug, Clone)]
 pub struct AdmissionRoutes {
@@ -58,11 +72,12 @@ impl Routes for AdmissionRoutes {
     fn route(&self, family: &Family, source: &str, data: &JsonObject) -> Route {
         let registry = self.registry.current();
         let functions = self.functions.current();
-        let is_wanted = functions.wants(family.as_str()) || self.endpoints.current().wants(family.as_str());
         let Some(entry) = registry.lookup(family) else {
+            let is_wanted = functions.wants(family.as_str()) || self.endpoints.current().wants(family.as_str());
             return Route { is_routed: is_wanted, ..Route::default() };
         };
-        let has_handler = match &entry.handler {
+        // An endpoint alone is no route where a function is to have the event: it waits for that.
+        let is_routed = match &entry.handler {
             HandlerSpec::Inngest { target } => self.is_inngest_served || functions.wants(target.as_str()),
             _ => true,
         };
@@ -70,7 +85,7 @@ impl Routes for AdmissionRoutes {
             priority: entry.priority,
             dedup_window: entry.dedup_window,
             dedup_key: entry.dedup_key.as_ref().and_then(|key| key.derive(family, source, data)),
-            is_routed: has_handler || is_wanted,
+            is_routed,
         }
     }
 }
@@ -328,11 +343,9 @@ impl Plans for RegistryPlans {
                 let fan_out: Arc<dyn Handler> = Arc::new(FanOut::new(outbound.clone()));
                 match own {
                     Ok(own) => Ok(Arc::new(Both::new(fan_out, own)) as Arc<dyn Handler>),
-                    // Nobody else takes it, or an Inngest that is not there. A handler that is to be, and can't be
-                    // built, keeps its events waiting.
-                    Err(_) if entry.is_none_or(|entry| matches!(entry.handler, HandlerSpec::Inngest { .. })) => {
-                        Ok(fan_out)
-                    }
+                    // Nobody else is to have it. A handler that is to be, and is not there, keeps its events waiting;
+                    // those that wait for a function are fanned out ahead.
+                    Err(_) if entry.is_none() => Ok(fan_out),
                     Err(reason) => Err(reason),
                 }
             }

@@ -117,6 +117,8 @@ pub struct DeadFilter {
     pub family: Option<Family>,
     /// With this reason.
     pub reason: Option<String>,
+    /// Of event names that begin so.
+    pub under: Option<&'static str>,
 }
 
 impl DeadFilter {
@@ -125,6 +127,7 @@ impl DeadFilter {
     pub fn matches(&self, letter: &DeadLetter) -> bool {
         self.reason.as_deref().is_none_or(|reason| letter.reason() == reason)
             && self.family.as_ref().is_none_or(|family| letter.lane().is_some_and(|lane| lane.family == *family))
+            && self.under.is_none_or(|start| letter.lane().is_some_and(|lane| lane.family.as_str().starts_with(start)))
     }
 }
 

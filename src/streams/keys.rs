@@ -210,7 +210,7 @@ impl Keys {
         format!("{}:journal:state:{reader}", self.tag)
     }
 
-    /// Outbound webhooks: `endpoints`, `disabled` (hashes by endpoint id) and `rev`.
+    /// Outbound webhooks: `endpoints`, `disabled` (hashes by endpoint id), `ahead` (hash by lane) and `rev`.
     #[must_use]
     pub fn outbound(&self, name: &str) -> String {
         format!("{}:outbound:{name}", self.tag)

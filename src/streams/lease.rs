@@ -189,7 +189,7 @@ impl LaneReader {
         Ok(!matches!(token.extract_error().map_err(Error::Refused)?, Value::Nil))
     }
 
-    async fn blocking(&mut self, pipeline: &Pipeline, block: Option<Duration>) -> Result<Vec<Value>, Error> {
+    pub(super) async fn blocking(&mut self, pipeline: &Pipeline, block: Option<Duration>) -> Result<Vec<Value>, Error> {
         self.connect().await?;
         let Some((mut connection, _)) = self.connection.clone() else {
             return Err(Error::Reply { command: "XREADGROUP", detail: "no connection".into() });
@@ -225,7 +225,7 @@ impl LaneReader {
 }
 
 /// `XREADGROUP`'s reply names streams in the order asked, leaving out those without entries.
-fn parse_read(reply: Value, lanes: &[ReadLane]) -> Result<Vec<Leased>, Error> {
+pub(super) fn parse_read(reply: Value, lanes: &[ReadLane]) -> Result<Vec<Leased>, Error> {
     let unexpected = |detail: &str| Error::Reply { command: "XREADGROUP", detail: detail.into() };
     let streams: Vec<(Value, Value)> = match reply {
         Value::Nil => return Ok(Vec::new()),

@@ -4,6 +4,7 @@
 //! Time comes from Redis (`TIME`), not from the caller; scripts are bounded (batches ≤ 512).
 
 pub mod append;
+pub mod beside;
 pub mod breaker;
 pub mod bus;
 pub mod complete;

@@ -1,6 +1,7 @@
 //! Servers with keys and real SDK apps: both sides sign, both sides check, and who has no key gets nothing.
 
 use crate::conformance_support::{App, Keys, Sdk, Settings, Stage, each_sdk};
+use crate::support::HttpSink;
 use serde_json::{Value, json};
 
 const OTHER_KEY: &str = "signkey-test-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -9,7 +10,7 @@ each_sdk!(
     both_sides_sign,
     an_app_without_the_key_is_refused,
     a_fallback_key_is_tried;
-    js: a_body_that_was_parsed_is_verified_all_the_same
+    js: a_body_that_was_parsed_is_verified_all_the_same, requests_of_functions_reach_public_addresses_alone
 );
 
 /// What is hard to write in one canonical way.
@@ -134,4 +135,17 @@ async fn a_body_that_was_parsed_is_verified_all_the_same(sdk: Sdk) {
     assert!(is_same(&run.completed()["event"]["data"], &awkward()), "{}", run.output);
     let wire = app.wire_of(&run.id).await;
     assert!(wire.iter().all(|entry| entry["status"].as_u64().is_some_and(|status| status < 300)), "{wire:?}");
+}
+
+/// Whoever may register an app may not reach our own network through it.
+async fn requests_of_functions_reach_public_addresses_alone(sdk: Sdk) {
+    let stage = Stage::keyed().await;
+    let _app = stage.app(sdk).await;
+    let sink = HttpSink::start().await;
+    let port = sink.address().port();
+    for host in ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]", "public@127.0.0.1"] {
+        let run = stage.run_to_end("conf/fetches", json!({ "url": format!("http://{host}:{port}/") })).await;
+        run.failed_with("not a public address");
+    }
+    assert!(sink.received().is_empty());
 }

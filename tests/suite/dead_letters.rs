@@ -26,9 +26,9 @@ async fn letters_are_listed_newest_first_in_pages_and_filtered() {
     let page = t.bus.dead_letters(&all, page.next, 2, 100).await.unwrap();
     assert_eq!(page.letters.iter().map(|l| l.id).collect::<Vec<_>>(), [dead[0]]);
     assert_eq!(page.next, None);
-    let none = DeadFilter { family: Some(family("x/y")), reason: None };
+    let none = DeadFilter { family: Some(family("x/y")), ..DeadFilter::default() };
     assert!(t.bus.dead_letters(&none, None, 2, 100).await.unwrap().letters.is_empty());
-    let rejected = DeadFilter { family: None, reason: Some("rejected".into()) };
+    let rejected = DeadFilter { reason: Some("rejected".into()), ..DeadFilter::default() };
     assert_eq!(t.bus.dead_letters(&rejected, None, 9, 100).await.unwrap().letters.len(), 3);
 }
 

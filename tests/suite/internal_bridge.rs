@@ -9,16 +9,16 @@ use crate::support::{Joelclaw, Running, TestRedis, eventually, free_port};
 
 const LONG: Duration = Duration::from_secs(60);
 
-struct Served {
-    joelclaw: Joelclaw,
+pub struct Served {
+    pub joelclaw: Joelclaw,
     base: String,
     client: reqwest::Client,
-    _server: Running,
+    pub server: Running,
     _redis: TestRedis,
 }
 
 impl Served {
-    async fn start(settings: &[(&str, &str)]) -> Self {
+    pub async fn start(settings: &[(&str, &str)]) -> Self {
         let redis = TestRedis::start().await;
         let port = free_port();
         let joelclaw = Joelclaw::new(&redis.url());
@@ -32,23 +32,23 @@ impl Served {
         let (base, client) =
             (format!("http://127.0.0.1:{port}"), reqwest::Client::builder().no_proxy().build().unwrap());
         eventually(LONG, || async { client.get(format!("{base}/health/live")).send().await.map(drop) }).await;
-        Self { joelclaw, base, client, _server: server, _redis: redis }
+        Self { joelclaw, base, client, server, _redis: redis }
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base))
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         answer(self.request(Method::POST, path).body(body.to_string())).await
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub async fn get(&self, path: &str) -> (u16, Value) {
         answer(self.request(Method::GET, path)).await
     }
 }
 
-async fn answer(request: RequestBuilder) -> (u16, Value) {
+pub async fn answer(request: RequestBuilder) -> (u16, Value) {
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
     (status, serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null))

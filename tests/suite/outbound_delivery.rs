@@ -13,7 +13,7 @@ use crate::outbound_support::{LONG, Outbound, ids};
 use crate::support::{HttpSink, Received, Reply, eventually};
 
 /// What the receivers' own packages say of each request.
-fn verdicts(secret: &str, received: &[Received]) -> Vec<Value> {
+pub fn verdicts(secret: &str, received: &[Received]) -> Vec<Value> {
     let requests: Vec<Value> = received
         .iter()
         .map(|request| {

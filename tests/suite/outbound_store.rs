@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use system_bus::outbound::client::Attempt;
+use system_bus::outbound::client::{Attempt, Ended};
 use system_bus::outbound::endpoint::{Disabled, Endpoint, Secret};
+use system_bus::outbound::shape::Transform;
 use system_bus::outbound::store::{Endpoints, Health, Switch};
 use system_bus::streams::records::Fact;
 
@@ -16,6 +17,8 @@ fn endpoint(id: &str) -> Endpoint {
         url: "https://example.com/hook?token=t".into(),
         events: vec!["a/*".into()],
         filter: None,
+        conditions: Vec::new(),
+        transform: Transform::default(),
         description: None,
         secret: Secret::fresh(),
         secret_previous: None,
@@ -29,7 +32,14 @@ fn endpoint(id: &str) -> Endpoint {
 
 fn attempt(status: u16) -> Attempt {
     let error = (status >= 300).then(|| format!("HTTP {status}"));
-    Attempt { status: Some(status), error, retry_after: None, answer: String::new(), took: Duration::ZERO }
+    Attempt {
+        status: Some(status),
+        error,
+        ended: Ended::of(status),
+        retry_after: None,
+        answer: String::new(),
+        took: Duration::ZERO,
+    }
 }
 
 fn fact() -> Fact {

@@ -73,7 +73,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 
 async fn list(args: &ListArgs, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
-    let filter = DeadFilter { family: args.family.clone(), reason: args.reason.clone() };
+    let filter = DeadFilter { family: args.family.clone(), reason: args.reason.clone(), under: None };
     let page = bus.dead_letters(&filter, None, args.limit as usize, SCAN).await?;
     let now = bus.now_ms().await?;
     let rows = page.letters.iter().map(|letter| {

@@ -142,7 +142,7 @@ pub async fn drop(args: &DropArgs, context: &Context) -> Result<Report, Failure>
 impl Selection {
     async fn letters(&self, bus: &Bus) -> Result<Vec<DeadLetter>, Failure> {
         if self.ids.is_empty() {
-            let filter = DeadFilter { family: self.family.clone(), reason: self.cause.clone() };
+            let filter = DeadFilter { family: self.family.clone(), reason: self.cause.clone(), under: None };
             return Ok(bus.dead_letters(&filter, None, self.limit as usize, SCAN).await?.letters);
         }
         let mut letters: Vec<DeadLetter> = Vec::with_capacity(self.ids.len());

@@ -158,11 +158,9 @@ pub fn is_routed(
     if family.as_str().starts_with(INTERNAL) || family.as_str().starts_with(outbound::FAMILY) {
         return true;
     }
-    if endpoints.wants(family.as_str()) {
-        return true;
-    }
     match registry.lookup(family).map(|entry| &entry.handler) {
-        None => functions.wants(family.as_str()),
+        None => functions.wants(family.as_str()) || endpoints.wants(family.as_str()),
+        // An endpoint alone is no route where a function is to have the event: it waits for that.
         Some(HandlerSpec::Inngest { target }) => is_inngest_served(context) || functions.wants(target.as_str()),
         Some(_) => true,
     }

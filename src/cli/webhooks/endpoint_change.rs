@@ -8,15 +8,17 @@ use serde_json::{Value, json};
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::queue::act::actor;
+use super::super::queue::act::emit::read_data;
 use super::super::queue::{bus_to_change, redis_of};
 use super::super::render::{self, Human};
 use super::endpoints::{IdArgs, dead, find, show_action, view};
 use crate::config::units::parse_duration;
 use crate::diagnose::Exit;
 use crate::moment;
+use crate::net::guard::Guard;
 use crate::outbound::client::Sender;
 use crate::outbound::endpoint::{Disabled, Endpoint, Error, Secret};
-use crate::outbound::guard::Guard;
+use crate::outbound::shape::{Condition, Transform};
 use crate::outbound::store::{Endpoints, Snapshot, Switch};
 use crate::streams::bus::Bus;
 use crate::streams::dead::{Operator, Redriven};
@@ -34,6 +36,18 @@ pub struct Traits {
     /// A condition (CEL) over `event`: {id, name, source, ts, data}
     #[arg(long, value_name = "CEL")]
     filter: Option<String>,
+    /// A condition on the content: a JSON pointer, eq|in|prefix|exists|gt, a value; may be given several times, all must hold
+    #[arg(long = "where", value_name = "CONDITION")]
+    conditions: Vec<String>,
+    /// Parts of data that are sent, as JSON pointers: /data/id,/data/amount
+    #[arg(long, value_name = "POINTERS", value_delimiter = ',')]
+    pick: Vec<String>,
+    /// Parts of data that are sent elsewhere: /data/id=/data/order,…
+    #[arg(long, value_name = "FROM=TO", value_delimiter = ',')]
+    rename: Vec<String>,
+    /// The body that is sent: a JSON object with {{/data/id}} in its texts, @file, or - for stdin
+    #[arg(long, value_name = "JSON")]
+    template: Option<String>,
     /// A header of every request, as 'Name: value'; may be given several times
     #[arg(long, value_name = "HEADER")]
     header: Vec<String>,
@@ -79,6 +93,12 @@ pub struct UpdateArgs {
     /// Without a condition
     #[arg(long, conflicts_with = "filter")]
     no_filter: bool,
+    /// Without conditions on the content
+    #[arg(long, conflicts_with = "conditions")]
+    no_where: bool,
+    /// Events as they are
+    #[arg(long, conflicts_with_all = ["pick", "rename", "template"])]
+    no_transform: bool,
     /// Without headers of its own
     #[arg(long, conflicts_with = "header")]
     no_headers: bool,
@@ -194,6 +214,27 @@ fn headers(lines: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     Ok(headers)
 }
 
+fn conditions(texts: &[String]) -> Result<Vec<Condition>, Failure> {
+    Ok(texts.iter().map(|text| Condition::parse(text).map_err(Error::Condition)).collect::<Result<_, _>>()?)
+}
+
+/// The three parts are one: what is not said is not there.
+fn transform(traits: &Traits) -> Result<Transform, Failure> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((from, to)) => Ok((from.trim().to_owned(), to.trim().to_owned())),
+        None => Err(Error::Transform(format!("`{text}` is no FROM=TO"))),
+    };
+    let template = match &traits.template {
+        Some(text) => {
+            let read = serde_json::from_str(&read_data(text)?);
+            Some(read.map_err(|error| Error::Transform(format!("the template is no JSON: {error}")))?)
+        }
+        None => None,
+    };
+    let rename = traits.rename.iter().map(pair).collect::<Result<_, _>>()?;
+    Ok(Transform { pick: trimmed(&traits.pick), rename, template })
+}
+
 fn trimmed(words: &[String]) -> Vec<String> {
     words.iter().map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
 }
@@ -215,6 +256,8 @@ pub async fn add(args: &AddArgs, context: &Context) -> Result<Report, Failure> {
         url: args.url.clone(),
         events: trimmed(&args.events),
         filter: traits.filter.clone(),
+        conditions: conditions(&traits.conditions)?,
+        transform: transform(traits)?,
         description: traits.description.clone(),
         secret: secret(args.secret.as_deref())?,
         secret_previous: None,
@@ -251,6 +294,13 @@ pub async fn update(args: &UpdateArgs, context: &Context) -> Result<Report, Fail
     }
     if args.no_filter || traits.filter.is_some() {
         after.filter.clone_from(&traits.filter);
+    }
+    if args.no_where || !traits.conditions.is_empty() {
+        after.conditions = conditions(&traits.conditions)?;
+    }
+    let transform = transform(traits)?;
+    if args.no_transform || !transform.is_none() {
+        after.transform = transform;
     }
     if args.no_headers || !traits.header.is_empty() {
         after.headers = headers(&traits.header)?;

@@ -31,7 +31,9 @@ enum Command {
     #[command(
         after_help = "Examples:\n  joelclaw webhooks endpoints add https://example.com/hook --events 'github/*'\n  \
                             joelclaw webhooks endpoints add https://example.com/hook --events 'order/*' --filter \
-                            'event.data.amount > 100' --fifo"
+                            'event.data.amount > 100' --fifo\n  \
+                            joelclaw webhooks endpoints add https://example.com/hook --events 'order/*' --where \
+                            '/data/amount gt 100' --template '{\"text\":\"{{/data/id}} was ordered\"}'"
     )]
     Add(change::AddArgs),
     /// Every endpoint and how it does
@@ -117,6 +119,8 @@ pub(super) fn view(endpoint: &Endpoint, disabled: Option<&Disabled>, now_ms: u64
         "url": endpoint.shown_url(),
         "events": endpoint.events,
         "filter": endpoint.filter,
+        "where": endpoint.conditions.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "transform": (!endpoint.transform.is_none()).then_some(&endpoint.transform),
         "description": endpoint.description,
         "headers": endpoint.headers.keys().collect::<Vec<_>>(),
         "rateLimitPerSecond": endpoint.rate_limit_per_second,
@@ -201,6 +205,14 @@ async fn show(args: &IdArgs, context: &Context) -> Result<Report, Failure> {
         ("url", endpoint.shown_url()),
         ("events", endpoint.events.join(", ")),
         ("filter", endpoint.filter.clone().unwrap_or_else(|| "-".into())),
+        (
+            "where",
+            match endpoint.conditions.as_slice() {
+                [] => "-".into(),
+                all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            },
+        ),
+        ("sent", if endpoint.transform.is_none() { "as it is" } else { "transformed (see --json)" }.into()),
         ("state", state(disabled, &health)),
         ("order", if endpoint.fifo { "kept (fifo)" } else { "best effort" }.into()),
         ("last success", text(&result["health"]["lastSuccessAt"])),
@@ -215,11 +227,9 @@ async fn show(args: &IdArgs, context: &Context) -> Result<Report, Failure> {
             NextAction::new("webhooks endpoints enable <id> --redrive", "Send to it again, with what it missed");
         report = report.next(enable.param("id", id()));
     }
-    if dead > 0
-        && let Some(family) = endpoint.family()
-    {
-        let list = NextAction::new("queue dead list --family <family>", "What could not be delivered");
-        report = report.next(list.param("family", Param::new().value(family.as_str()).required()));
+    if dead > 0 {
+        let list = NextAction::new("webhooks dlq list --endpoint <id>", "What could not be delivered");
+        report = report.next(list.param("id", id()));
     }
     let test = NextAction::new("webhooks endpoints test <id>", "Send it one request now");
     Ok(report.next(test.param("id", id())))
@@ -238,6 +248,6 @@ pub(super) async fn dead(
     endpoint: &Endpoint,
     limit: usize,
 ) -> Result<Vec<crate::streams::dead::DeadLetter>, Failure> {
-    let filter = DeadFilter { family: endpoint.family(), reason: None };
+    let filter = DeadFilter { family: endpoint.family(), ..DeadFilter::default() };
     Ok(bus.dead_letters(&filter, None, limit, SCAN).await?.letters)
 }

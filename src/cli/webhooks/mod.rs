@@ -1,6 +1,7 @@
 //! `joelclaw webhooks`: what comes in, and the endpoints that our events are sent to.
 
 mod deliveries;
+mod dlq;
 mod endpoint_change;
 pub mod endpoints;
 mod sources;
@@ -41,6 +42,8 @@ enum Command {
     /// Where events are sent to: add, change, test, enable and disable
     #[command(visible_alias = "endpoint")]
     Endpoints(Box<endpoints::Args>),
+    /// Deliveries that endpoints did not take: list, retry, purge
+    Dlq(dlq::Args),
 }
 
 /// Runs the command.
@@ -52,6 +55,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         Command::Test(args) => sources::test(args, context).await,
         Command::Sources => sources::sources(context).await,
         Command::Endpoints(args) => endpoints::run(args, context).await,
+        Command::Dlq(args) => dlq::run(args, context).await,
     }
 }
 

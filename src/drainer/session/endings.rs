@@ -5,6 +5,7 @@ use super::super::scheduler::{Picked, Slots};
 use crate::streams::complete::{Completion, DeadRecord, Ending};
 use crate::streams::entry_id::EntryId;
 use crate::streams::envelope::Envelope;
+use crate::streams::family::Family;
 use crate::streams::lane::Lane;
 use crate::streams::lease::{Failures, Leased};
 use crate::streams::records::{DispatchRow, Fact};
@@ -66,10 +67,10 @@ impl Session {
                 let due = self.due.entry(lane.family.clone()).or_insert(u64::MAX);
                 *due = (*due).min(now + delay_ms + 1);
                 if self.plan(&lane.family).ordered {
-                    self.retrying.insert(lane.family.clone());
                     self.scheduler.set_awaits_retry(&lane.family, true);
                 }
                 self.outbox.ending(completion(Ending::Retry { delay, failures }), Some(fact));
+                self.comes_back(&lane.family);
             }
             Outcome::Retry { error, status, .. } => {
                 let fact = failed(&lane, &leased, &row, &*handler, &error, status)
@@ -145,6 +146,16 @@ impl Session {
         let deliveries = leased.deliveries.saturating_sub(1);
         let ending = Completion { lane: lane.clone(), id: leased.id, ending: Ending::HandBack { deliveries } };
         self.outbox.ending(ending, None);
+        self.comes_back(&lane.family);
+    }
+
+    /// An entry of `family` was put into `due` with the last ending: of an ordered one, nothing may go past it.
+    fn comes_back(&mut self, family: &Family) {
+        if self.stopping.is_none() && self.plan(family).ordered {
+            self.retrying.insert(family.clone(), self.outbox.last_batch());
+            self.due.entry(family.clone()).or_insert(0);
+            self.scheduler.set_awaits_retry(family, true);
+        }
     }
 }
 

@@ -86,14 +86,16 @@ pub enum Event {
     Hint(String),
     /// What an ended session held is ours now.
     Granted(Vec<Leased>),
+    /// A takeover ended; what it granted came before.
+    Reaped,
     /// Retries that became due are ours now.
     Claimed {
         /// Their family.
         family: Family,
         /// The entries.
         entries: Vec<Leased>,
-        /// When the next of the family is due, ms.
-        next: Option<u64>,
+        /// When the next of the family is due, ms; `None` when Redis did not say.
+        next: Option<Option<u64>>,
     },
     /// A circuit breaker was changed, or found changed.
     Breaker {
@@ -176,8 +178,9 @@ pub struct Session {
     started_records_at: Option<Instant>,
     ticks: u64,
     never_cancelled: CancellationToken,
-    /// Ordered families with a retry of ours that wasn't claimed again yet.
-    retrying: HashSet<Family>,
+    /// Ordered families of which something is, or may be, in `due`, and the batch of endings that put ours there: nothing
+    /// else of them starts until a claim made after that batch has brought it all.
+    retrying: HashMap<Family, u64>,
     /// Families that wait for a route, each journaled once.
     unrouted: HashSet<Family>,
     /// Entries read after a pause that we haven't seen yet, and the counter that tells of it.
@@ -193,7 +196,10 @@ pub struct Session {
 struct Busy {
     tick: bool,
     control: bool,
-    claims: HashSet<Family>,
+    /// Families asked for what is due, with the batch of [`Session::retrying`] that was written before.
+    claims: HashMap<Family, Option<u64>>,
+    /// Takeovers under way.
+    reaps: usize,
 }
 
 struct Stopping {
@@ -208,6 +214,8 @@ impl Session {
     pub fn new(bus: Bus, settings: Settings, shared: Shared, id: String) -> (Self, mpsc::Receiver<Event>) {
         let (events, queue) = mpsc::channel(4096);
         let now = Instant::now();
+        // Locks are a session's: those of the one before are not ours.
+        shared.set_held_ordered(Vec::new());
         let session = Self {
             wait_reader: Reader::start(&bus, &id, Which::Wait, events.clone()),
             refill_readers: std::array::from_fn(|n| Reader::start(&bus, &id, Which::Refill(n), events.clone())),
@@ -248,7 +256,7 @@ impl Session {
             deferred: Vec::new(),
             unseen_rev: 0,
             unrouted: HashSet::new(),
-            retrying: HashSet::new(),
+            retrying: HashMap::new(),
         };
         (session, queue)
     }
@@ -349,8 +357,8 @@ impl Session {
             Event::Read(answer) => self.on_read(answer),
             Event::Finished { token, outcome } => self.finish(token, outcome),
             Event::Flushed(Flushed::Fenced) => return std::ops::ControlFlow::Break(()),
-            Event::Flushed(Flushed::Written { revoked }) => {
-                self.outbox.landed();
+            Event::Flushed(Flushed::Written { revoked, flight }) => {
+                self.outbox.landed(flight);
                 for entry in revoked {
                     tracing::warn!(
                         entry,
@@ -363,18 +371,11 @@ impl Session {
             Event::Hint(hint) => self.on_hint(&hint),
             Event::Granted(entries) => self.offer_all(entries),
             Event::Claimed { family, entries, next } => {
-                self.busy.claims.remove(&family);
-                let is_claimed = !entries.is_empty();
+                let seen = self.busy.claims.remove(&family).flatten();
                 self.offer_all(entries);
-                if is_claimed {
-                    // What was waiting is in view now, and as the oldest it goes first.
-                    self.retrying.remove(&family);
-                    self.scheduler.set_awaits_retry(&family, next.is_some());
-                }
-                if let Some(next) = next {
-                    self.due.insert(family, next);
-                }
+                self.claimed(family, seen, next);
             }
+            Event::Reaped => self.busy.reaps = self.busy.reaps.saturating_sub(1),
             Event::Breaker { family, circuit } => self.on_breaker(family, circuit),
             Event::PlansChanged => self.replan(),
             Event::Quarantined(mut picked) => {

@@ -11,6 +11,11 @@ use crate::streams::lane::Lane;
 
 use super::{BLOCK, Session, TRIM_EVERY, WORTH_A_RECORD};
 
+/// How soon a claim is repeated that came before what it was to bring.
+const CLAIM_AGAIN_MS: u64 = 5;
+/// How much later one that failed is.
+const CLAIM_FAILED_MS: u64 = 200;
+
 impl Session {
     pub(super) fn next_timer(&self) -> Instant {
         let now_ms = self.now_ms();
@@ -99,9 +104,10 @@ impl Session {
     }
 
     pub(super) fn may_claim(&self, family: &Family) -> bool {
-        !self.busy.claims.contains(family)
+        // What an ordered family waits for is claimed however much of it is in view already: it goes first.
+        !self.busy.claims.contains_key(family)
             && !self.scheduler.is_held(family)
-            && self.scheduler.heads_of(family) < 64
+            && (self.scheduler.heads_of(family) < 64 || self.retrying.contains_key(family))
             && self.stopping.is_none()
             && !self.vitals.redis_down()
     }
@@ -116,11 +122,40 @@ impl Session {
             .collect();
         for family in ready {
             self.due.remove(&family);
-            self.busy.claims.insert(family.clone());
+            let written = self.retrying.get(&family).copied().filter(|batch| self.outbox.is_written(*batch));
+            self.busy.claims.insert(family.clone(), written);
             housekeeping::claim(&self.bus, &self.id, family, self.events.clone());
         }
         let next = self.due.values().min().map(|ms| ms.saturating_sub(now));
         self.vitals.set_next_due(next);
+    }
+
+    /// A claim of `family` ended; `seen` is the batch of endings that was written before it, `next` what is due after it.
+    pub(super) fn claimed(&mut self, family: Family, seen: Option<u64>, next: Option<Option<u64>>) {
+        let soon = self.now_ms() + CLAIM_AGAIN_MS;
+        let Some(next) = next else {
+            self.due.insert(family, soon + CLAIM_FAILED_MS);
+            return;
+        };
+        let is_all_in_view = match self.retrying.get(&family) {
+            None => true,
+            // Something may have come back since, or not be written yet: another claim is needed.
+            Some(batch) => seen == Some(*batch),
+        };
+        if is_all_in_view {
+            let awaits = next.is_some() && self.plan(&family).ordered;
+            self.retrying.remove(&family);
+            if awaits {
+                self.retrying.insert(family.clone(), 0);
+            }
+            // What was waiting is in view now, and as the oldest it goes first.
+            self.scheduler.set_awaits_retry(&family, awaits);
+            if let Some(next) = next {
+                self.due.insert(family, next);
+            }
+            return;
+        }
+        self.due.insert(family, next.map_or(soon, |next| next.min(soon)));
     }
 
     /// Gives back what has waited a second for a slot while another drainer has some free.
@@ -157,7 +192,7 @@ impl Session {
                 }
                 self.clock.set(now_ms);
                 self.shared.set_others_free(others_free);
-                self.shared.set_held_ordered(ordered);
+                self.hold_locks(ordered);
                 for lane in lanes {
                     self.know(&lane);
                 }
@@ -167,6 +202,7 @@ impl Session {
                 }
                 self.apply_holds();
                 if !expired.is_empty() && self.stopping.is_none() {
+                    self.busy.reaps += 1;
                     housekeeping::reap(
                         &self.bus,
                         &self.id,
@@ -205,13 +241,39 @@ impl Session {
         }
     }
 
+    /// Takes note of the ordered families whose locks are ours. Of one that was not ours before, whatever its last holder
+    /// left behind comes first: what a takeover grants, and what is due.
+    fn hold_locks(&mut self, mut keys: Vec<String>) {
+        let (plans, shared, bus) = (&self.plan_of, &self.shared, &self.bus);
+        let ordered = plans.iter().filter(|(_, plan)| plan.ordered).map(|(family, _)| family);
+        let new: Vec<(Family, String)> = ordered
+            .filter(|family| !shared.holds_ordered(bus, family))
+            .map(|family| (family.clone(), bus.keys.ordered(family)))
+            .filter(|(_, key)| keys.contains(key))
+            .collect();
+        if self.busy.reaps > 0 {
+            keys.retain(|key| new.iter().all(|(_, other)| other != key));
+        } else {
+            for (family, _) in new {
+                self.retrying.entry(family.clone()).or_insert(0);
+                self.due.insert(family.clone(), 0);
+                self.scheduler.set_awaits_retry(&family, true);
+            }
+        }
+        self.shared.set_held_ordered(keys);
+    }
+
     /// What an ordered family has in `due` goes before anything else of it, whoever put it there.
     fn hold_ordered_for_retries(&mut self) {
         let ordered: Vec<Family> =
             self.plan_of.iter().filter(|(_, plan)| plan.ordered).map(|(family, _)| family.clone()).collect();
         for family in ordered {
-            let awaits =
-                self.retrying.contains(&family) || self.due.contains_key(&family) || self.busy.claims.contains(&family);
+            if self.due.contains_key(&family) {
+                self.retrying.entry(family.clone()).or_insert(0);
+            }
+            let awaits = self.retrying.contains_key(&family)
+                || self.due.contains_key(&family)
+                || self.busy.claims.contains_key(&family);
             self.scheduler.set_awaits_retry(&family, awaits);
         }
     }

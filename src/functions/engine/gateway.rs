@@ -1,9 +1,9 @@
 //! `Gateway`: an HTTP request that the engine makes for a function (`step.fetch`), so that nothing of the app waits for it.
 //!
 //! Any status is a result. Only a request that got no answer is a failed attempt, and at last the error `GatewayError`.
-//! With signing keys, when apps may be anybody's, requests to this machine and to private networks are refused.
+//! With signing keys, when apps may be anybody's, requests pass [`crate::net::guard`]: to this machine and to private
+//! networks there are none, however a redirect leads there.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::Engine;
 use super::ops::Op;
+use crate::diagnose::chain;
+use crate::net::guard::Refused;
 
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -48,7 +50,7 @@ impl Engine {
             op.option("method").unwrap_or("GET").parse().map_err(|_| "the request's method is none".to_owned())?;
         let mut body = op.option("body").map(str::to_owned);
         for _ in 0..4 {
-            let client = self.client_for(&url).await?;
+            let client = self.client_for(&url)?;
             let mut request = client.request(method.clone(), url.clone());
             for (name, value) in headers(op) {
                 request = request.header(name, value);
@@ -56,7 +58,7 @@ impl Engine {
             if let Some(body) = &body {
                 request = request.body(body.clone());
             }
-            let mut response = request.send().await.map_err(|error| crate::diagnose::chain(&error.without_url()))?;
+            let mut response = request.send().await.map_err(unanswered)?;
             let status = response.status();
             let next = response.headers().get("location").filter(|_| status.is_redirection());
             if let Some(next) = next.and_then(|next| url.join(next.to_str().ok()?).ok()) {
@@ -74,9 +76,7 @@ impl Engine {
                 headers.insert(title(name.as_str()), values.join(",").into());
             }
             let mut read = Vec::new();
-            while let Some(chunk) =
-                response.chunk().await.map_err(|error| crate::diagnose::chain(&error.without_url()))?
-            {
+            while let Some(chunk) = response.chunk().await.map_err(unanswered)? {
                 if read.len() + chunk.len() > ANSWER_MAX {
                     return Err(format!("the answer is larger than {ANSWER_MAX} bytes"));
                 }
@@ -88,30 +88,26 @@ impl Engine {
         Err("redirected more than three times".into())
     }
 
-    /// The client for a request: in keyed mode one that reaches only what was looked up and found to be public.
-    async fn client_for(&self, url: &Url) -> Result<reqwest::Client, String> {
+    /// The client for a request: in keyed mode one that reaches only what the guard takes.
+    fn client_for(&self, url: &Url) -> Result<&reqwest::Client, String> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err("only http and https are requested".into());
         }
         if !self.settings().keys.is_keyed() {
-            return Ok(self.inner.client.clone());
+            return Ok(&self.inner.client);
         }
-        let host = url.host_str().ok_or("the url names no host")?;
-        let port = url.port_or_known_default().unwrap_or(443);
-        let bare = host.trim_matches(['[', ']']);
-        let found: Vec<SocketAddr> =
-            tokio::net::lookup_host((bare, port)).await.map_err(|error| format!("{host}: {error}"))?.collect();
-        if let Some(private) = found.iter().find(|address| !is_public(address.ip())) {
-            return Err(format!("{host} is {}, which is not public", private.ip()));
-        }
-        reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(Duration::from_secs(10))
-            .resolve_to_addrs(host, &found)
-            .build()
-            .map_err(|error| error.to_string())
+        let (guard, client) = &self.inner.guarded;
+        guard.check_literal(url).map_err(|refused| refused.to_string())?;
+        Ok(client)
     }
+}
+
+/// Without the URL, whose query may hold a token.
+fn unanswered(error: reqwest::Error) -> String {
+    if let Some(refused) = Refused::of(&error) {
+        return refused.to_string();
+    }
+    chain(&error.without_url())
 }
 
 /// `{"name": "value"}` or `{"name": ["value", …]}`.
@@ -138,48 +134,12 @@ fn title(name: &str) -> String {
     name.split('-').map(word).collect::<Vec<_>>().join("-")
 }
 
-fn is_public(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            let is_shared = a == 100 && (64..128).contains(&b);
-            !(v4.is_private()
-                || v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_broadcast()
-                || v4.is_multicast()
-                || is_shared
-                || a == 0)
-        }
-        IpAddr::V6(v6) => {
-            let first = v6.segments()[0];
-            let is_local = first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfe80;
-            !(v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || is_local)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_public_addresses_are_public() {
-        for (address, expected) in [
-            ("8.8.8.8", true),
-            ("127.0.0.1", false),
-            ("10.1.2.3", false),
-            ("169.254.169.254", false),
-            ("100.64.0.1", false),
-            ("::1", false),
-            ("::ffff:10.0.0.1", false),
-            ("fd00::1", false),
-            ("fe80::1", false),
-            ("2606:4700::1", true),
-        ] {
-            assert_eq!(is_public(address.parse().unwrap()), expected, "{address}");
-        }
+    fn headers_are_named_as_the_sdks_expect_them() {
         assert_eq!(title("content-type"), "Content-Type");
     }
 }

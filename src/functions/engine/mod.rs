@@ -51,6 +51,7 @@ use super::inngest::signing::Keys;
 use super::registry::Registry;
 use super::store::{Keep, Limits, Runs};
 use crate::config::MissedTicks;
+use crate::net::guard::Guard;
 use crate::streams::append::Appender;
 use crate::streams::bus::Bus;
 use crate::streams::redis::Error as RedisError;
@@ -84,6 +85,8 @@ pub struct Settings {
     pub app_urls: Vec<String>,
     /// Names that stand for other hosts in app URLs.
     pub host_aliases: Vec<(String, String)>,
+    /// Which addresses functions may have requested (see [`gateway`]).
+    pub guard: Guard,
     /// Takes how long runs wait and steps take.
     pub recorder: Option<Recorder>,
     /// See [`Runs::with_clock`]: only where a test moves time.
@@ -101,6 +104,7 @@ struct Inner {
     registry: Registry,
     settings: Settings,
     client: reqwest::Client,
+    guarded: (Guard, reqwest::Client),
     appender: Appender,
     /// A timer was set that may be due before the next look.
     timer_set: Notify,
@@ -131,6 +135,9 @@ impl Engine {
         stop: CancellationToken,
     ) -> Result<Self, String> {
         let client = call::client(&settings.host_aliases)?;
+        let guard = settings.guard.clone();
+        let guarded = guard.client(false).connect_timeout(Duration::from_secs(10)).build();
+        let guarded = guarded.map_err(|error| format!("no HTTP client: {error}"))?;
         let mut runs = Runs::new(bus.separate()).keeping_skipped(settings.keep.done_ms);
         if let Some(key) = &settings.clock {
             runs = runs.with_clock(key);
@@ -140,6 +147,7 @@ impl Engine {
             registry,
             settings,
             client,
+            guarded: (guard, guarded),
             appender,
             timer_set: Notify::new(),
             drifted: Notify::new(),

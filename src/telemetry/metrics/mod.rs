@@ -147,6 +147,8 @@ metrics! {
         registrations = "system_bus_registration", 8, "Registrations of apps, and how asking them went";
         webhook_requests = "system_bus_webhook_requests", 288, "Webhook deliveries by what became of them";
         webhook_events = "system_bus_webhook_events", 64, "Events that webhooks brought";
+        outbound_requests = "system_bus_webhook_outbound_requests", 16, "Requests to endpoints by how they ended";
+        outbound_deliveries = "system_bus_webhook_outbound_deliveries", 8, "Deliveries to endpoints by their end";
         http_requests = "system_bus_http_requests", 160, "HTTP requests";
         redis_command_errors = "system_bus_redis_command_errors", 32, "Commands that Redis refused or failed";
         redis_reconnects = "system_bus_redis_reconnects", 8, "Times that Redis answered again after it had not";
@@ -182,6 +184,8 @@ metrics! {
         observer_state = "system_bus_observer_state", "What the observer last found: 1 for the state that it is";
         observer_last_run = "system_bus_observer_last_run_timestamp_seconds", "When the observer last ran; 0 is never";
         secret_loaded = "system_bus_webhook_secret_loaded", "1 when the secret of a provider is there";
+        outbound_endpoints = "system_bus_webhook_outbound_endpoints", "Endpoints, by whether they are enabled";
+        outbound_open = "system_bus_webhook_outbound_circuits_open", "Endpoints that this process leaves alone after failures";
         functions_registered = "system_bus_functions_registered", "Functions that apps serve";
         runs_active = "system_bus_function_runs_active", "Runs that have not ended";
         stale_runs = "system_bus_function_stale_runs", "Of the 100 oldest RUNNING runs, those created over an hour ago that wait for nothing";
@@ -215,6 +219,7 @@ metrics! {
         triage_duration = "system_bus_triage_duration_seconds", 4, DURATIONS, "Triage of one event";
         observer_duration = "system_bus_observer_duration_seconds", 4, DURATIONS, "One pass of the observer";
         webhook_duration = "system_bus_webhook_duration_seconds", 20, DURATIONS, "Webhook deliveries";
+        outbound_duration = "system_bus_webhook_outbound_request_duration_seconds", 1, DURATIONS, "Requests to endpoints";
         http_duration = "system_bus_http_request_duration_seconds", 24, DURATIONS, "HTTP requests";
         function_run_duration = "system_bus_function_run_duration_seconds", 40, DURATIONS, "From the first call of a run to its end";
         function_step_duration = "system_bus_function_step_duration_seconds", 40, DURATIONS, "Steps of functions that run code";

@@ -125,3 +125,18 @@ pub fn event(name: &str, data: &str) -> NewEvent {
 pub fn lane(name: &str, priority: Priority) -> Lane {
     Lane::new(name.parse().unwrap(), priority)
 }
+
+/// All of `expected` arrived, and none before those that come before it. What had arrived and was not written when its
+/// process ended comes again.
+#[track_caller]
+pub fn assert_in_order(arrived: &[String], expected: &[String]) {
+    let places: HashMap<&String, usize> = expected.iter().enumerate().map(|(place, id)| (id, place)).collect();
+    let mut next = 0;
+    for (n, id) in arrived.iter().enumerate() {
+        let place = *places.get(id).unwrap_or_else(|| panic!("arrival {n}, {id}, was not expected"));
+        assert!(place <= next, "arrival {n} is number {place}; number {next} had not come yet");
+        next = place + 1;
+    }
+    let came: std::collections::HashSet<&String> = arrived.iter().collect();
+    assert_eq!(came.len(), expected.len(), "not all came");
+}

@@ -83,6 +83,7 @@ impl Stage {
             sync_interval: Duration::from_secs(60),
             app_urls: Vec::new(),
             host_aliases: Vec::new(),
+            guard: system_bus::net::guard::Guard::default(),
             recorder: None,
             clock: Some(clock),
         };

@@ -20,8 +20,13 @@ pub struct Outbound {
 impl Outbound {
     /// Endpoints on this machine are allowed; the schedule of retries is `retries`.
     pub async fn start(retries: &str) -> Self {
+        Self::start_with(retries, "").await
+    }
+
+    /// The same with more entries in the registry.
+    pub async fn start_with(retries: &str, routes: &str) -> Self {
         let stage = Stage::start().await;
-        let joelclaw = stage.joelclaw("");
+        let joelclaw = stage.joelclaw(routes);
         for (key, value) in [("WEBHOOK_ALLOWED_SUBNETS", "127.0.0.0/8,::1"), ("WEBHOOK_ENDPOINT_RETRIES", retries)] {
             joelclaw.env_file_line(key, value);
         }

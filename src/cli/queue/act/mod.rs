@@ -53,7 +53,11 @@ pub(in crate::cli) fn reason_or(asked: Option<&str>, fallback: impl FnOnce() -> 
 }
 
 /// Who and why, for a change that nobody should find later without its reason.
-pub(super) fn operator(reason: Option<&str>, actor: Option<&str>, context: &Context) -> Result<Operator, Failure> {
+pub(in crate::cli) fn operator(
+    reason: Option<&str>,
+    actor: Option<&str>,
+    context: &Context,
+) -> Result<Operator, Failure> {
     let Some(reason) = reason.map(str::trim).filter(|reason| !reason.is_empty()) else {
         let message = "this change is recorded and needs a reason";
         return Err(Failure::new("REASON_REQUIRED", Exit::Usage, message, "Add --reason with a few words."));

@@ -133,6 +133,9 @@ async fn explain(event: &Family, context: &Context) -> Result<Report, Failure> {
     );
     let (text, hint) = match explanation.entry {
         _ if is_served && !started.is_empty() => (format!("{event} starts {}.", started.join(", ")), false),
+        None if is_served && endpoints.wants(event.as_str()) => {
+            (format!("{event} is sent to endpoints (joelclaw webhooks endpoints list)."), false)
+        }
         None if is_served => (format!("{event} is wanted by the functions engine."), false),
         None => (format!("No entry matches {event}: its events are kept until one does."), true),
         Some(entry) if !is_served => (
