@@ -40,6 +40,7 @@ use crate::ingest::spool::Spool;
 use crate::model::{self, Models};
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
+use crate::observer::post::Post;
 use crate::observer::report::Reporter;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
@@ -224,16 +225,19 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             Ok(())
         });
     }
+    let mut observed = None;
     if role.drainer {
         let reporter = Reporter::new(config, bus.clone(), appender.clone());
         let models = Models::new(model::Settings::from_config(config), stop.clone());
         let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), Some(models))
             .with_probe(config.drainer.is_breaker_enabled);
-        let running = observer.run(stop.clone());
+        let post = Post::new(observer);
+        let running = post.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
             Ok(())
         });
+        observed = Some(post);
     }
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
@@ -243,6 +247,10 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             engine.clone(),
         )
         .with_outbound(outbound(config, &bus, endpoints.clone())?);
+        let plans = match &observed {
+            Some(post) => plans.with_observer(post.clone()),
+            None => plans,
+        };
         let running = engine.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
@@ -363,6 +371,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         leased,
         metrics: telemetry.metrics.clone(),
         triage: triaged,
+        observer: observed,
         wish,
         bus: bus.clone(),
     };
