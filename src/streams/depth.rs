@@ -211,6 +211,10 @@ impl Bus {
             family.paused = true;
             family.paused_until = Some(*until);
         }
+        for family in families.values_mut().filter(|family| !family.paused) {
+            let until = pauses.of(family.family.as_str()).map(|(until, _)| *until);
+            (family.paused, family.paused_until) = (until.is_some(), until);
+        }
         // Ids may be ahead of the clock after it was set back: no age is negative.
         let age = |ms: u64| now.saturating_sub(ms);
         depth.oldest_age_ms = depth.oldest_timestamp.map(age);

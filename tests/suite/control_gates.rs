@@ -110,7 +110,7 @@ impl Stage {
 
     async fn manual(&self, seconds: u64) {
         let new = NewPause {
-            family: self.family.clone(),
+            family: self.family.clone().into(),
             ttl: Duration::from_secs(seconds),
             reason: "r".into(),
             source: PauseSource::Manual,

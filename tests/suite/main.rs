@@ -70,6 +70,7 @@ mod run_scripts;
 mod scripts;
 mod service;
 mod sharing;
+mod steering;
 mod stopping;
 mod support_works;
 mod survives_kills;

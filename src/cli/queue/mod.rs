@@ -5,6 +5,7 @@
 pub mod act;
 pub mod breaker;
 pub mod control;
+mod control_log;
 pub mod dead;
 mod dead_change;
 pub mod fsck;

@@ -16,6 +16,7 @@
 mod breaking;
 mod dispatch;
 mod endings;
+mod pacing;
 mod reading;
 mod routes;
 mod stopping;
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use breaking::Breaking;
+use pacing::Pacing;
 
 use super::clock::Clock;
 use super::handlers::{Handler, Outcome};
@@ -48,6 +50,7 @@ use crate::streams::family::Family;
 use crate::streams::lane::Lane;
 use crate::streams::lease::Leased;
 use crate::streams::records::DispatchRow;
+use crate::streams::steering::Permits;
 
 /// How long a blocking read lasts at most: pauses are looked at again after it.
 const BLOCK: Duration = Duration::from_millis(500);
@@ -101,6 +104,13 @@ pub enum Event {
         family: Family,
         /// What it is now; `None` is closed.
         circuit: Option<Circuit>,
+    },
+    /// Permits of a family that has a pace; `None` when Redis did not say.
+    Permits {
+        /// Its family.
+        family: Family,
+        /// What was granted.
+        permits: Option<Permits>,
     },
     /// The registry changed.
     PlansChanged,
@@ -185,6 +195,8 @@ pub struct Session {
     unseen_rev: u64,
     /// Circuit breakers, what this drainer saw of families, and its probes.
     breaking: Breaking,
+    /// Other priorities and paces that an operator set.
+    pacing: Pacing,
     /// The last turn ended at its bound: there may be more to start.
     turn_is_cut: bool,
 }
@@ -245,6 +257,7 @@ impl Session {
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
             breaking: Breaking::default(),
+            pacing: Pacing::default(),
             deferred: Vec::new(),
             unseen_rev: 0,
             unrouted: HashSet::new(),
@@ -297,6 +310,7 @@ impl Session {
         if self.stopping.is_none() {
             self.ask_readers();
             self.start_what_may();
+            self.ask_for_permits();
         }
         let idle = self.in_flight.is_empty();
         self.outbox.flush(&self.bus, &self.id, &self.events, idle || self.stopping.is_some());
@@ -376,6 +390,7 @@ impl Session {
                 }
             }
             Event::Breaker { family, circuit } => self.on_breaker(family, circuit),
+            Event::Permits { family, permits } => self.on_permits(family, permits),
             Event::PlansChanged => self.replan(),
             Event::Quarantined(mut picked) => {
                 // Its mark is stored: whatever ends it must take the mark away too.

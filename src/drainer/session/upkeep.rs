@@ -23,6 +23,7 @@ impl Session {
             self.outbox.due(),
             due.map(at),
             self.next_later.filter(|_| !self.busy.control).map(at),
+            self.next_permits().map(at),
             self.started_records_at,
             self.stopping.as_ref().map(|stopping| stopping.deadline),
         ]
@@ -187,6 +188,7 @@ impl Session {
             Ok(control) => {
                 self.pauses = control.pauses;
                 self.learn_circuits(control.circuits);
+                self.learn_steering(control.steerings);
                 self.pauses_read = Some(Instant::now());
                 self.next_later = control.next_later;
                 // Merged, not replaced: what failed a moment ago may not be in this snapshot yet. A stale entry costs
@@ -233,7 +235,7 @@ impl Session {
                     self.know(&lane);
                 }
             }
-            Some(("pause" | "resume" | "breaker", _)) => self.control_at = Instant::now(),
+            Some(("pause" | "resume" | "breaker" | "steer", _)) => self.control_at = Instant::now(),
             Some(("ready", name)) => {
                 if let Ok(lane) = name.parse::<Lane>() {
                     self.know(&lane);

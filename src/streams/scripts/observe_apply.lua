@@ -30,6 +30,15 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local standing = redis.call('HGET', pauses, family)
 local ends = tonumber(redis.call('ZSCORE', expiry, family) or 0)
 if not standing or ends <= now then standing = nil end
+if not standing then
+  -- A pause of a beginning of names is an operator's, and holds this family too.
+  for _, name in ipairs(redis.call('HKEYS', pauses)) do
+    local prefix = string.match(name, '^(.*)%*$')
+    if prefix and string.sub(family, 1, #prefix) == prefix and tonumber(redis.call('ZSCORE', expiry, name) or 0) > now then
+      standing = redis.call('HGET', pauses, name)
+    end
+  end
+end
 local old = {}
 if standing then
   local readable, record = pcall(cjson.decode, standing)
