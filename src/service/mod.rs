@@ -56,7 +56,7 @@ use crate::triage::{self, Triage};
 use routes::{AdmissionRoutes, RegistryPlans};
 use senders::Leased;
 
-pub use note::{ServiceNote, running_service};
+pub use note::{ServiceNote, running_service, settings_of};
 
 /// Which parts a process plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,8 +186,9 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     });
     let note_bus = bus.clone();
     let (note_dir, note_stop) = (config.system.data_dir.clone(), stop.clone());
+    let (in_force, told_settings) = tokio::sync::watch::channel(settings_of(config));
     tasks.spawn(async move {
-        note::keep(&note_bus, &note_dir, note_stop).await;
+        note::keep(&note_bus, &note_dir, told_settings, note_stop).await;
         Ok(())
     });
 
@@ -372,6 +373,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         metrics: telemetry.metrics.clone(),
         triage: triaged,
         observer: observed,
+        settings: in_force,
         wish,
         bus: bus.clone(),
     };

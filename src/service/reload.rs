@@ -4,11 +4,12 @@
 //! at once; of every other setting the name is journaled (`config.changed`) and logged, and it takes effect with the next
 //! start.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::senders::{self, Leased};
@@ -39,6 +40,8 @@ pub(super) struct Reload {
     pub metrics: Arc<Metrics>,
     pub triage: Option<Triage>,
     pub observer: Option<Post>,
+    /// What is told of the settings in force.
+    pub settings: watch::Sender<BTreeMap<String, String>>,
     /// Told when somebody asks for it.
     pub wish: Arc<Notify>,
     pub bus: Bus,
@@ -109,6 +112,7 @@ impl Reload {
             post.reconfigure(&self.config);
             tell_invalid(&self.bus, ignored).await;
         }
+        self.tell_settings();
         if !changed.is_empty() {
             tracing::warn!(
                 keys = changed.join(","),
@@ -117,6 +121,20 @@ impl Reload {
             let fact = Fact::new("queue", "config.changed").with("keys", changed.join(","));
             let _ = self.bus.journal([fact]).await;
         }
+    }
+
+    /// Of what changed, only what takes effect at once is in force now.
+    fn tell_settings(&self) {
+        let now = super::settings_of(&self.config);
+        self.settings.send_if_modified(|told| {
+            let before = told.clone();
+            let is_live = |key: &String| {
+                key.starts_with("QUEUE_TRIAGE_") || key.starts_with("QUEUE_OBSERVER_") || key == "SYSTEM_BUS_TZ"
+            };
+            told.retain(|key, _| !is_live(key));
+            told.extend(now.into_iter().filter(|(key, _)| is_live(key)));
+            *told != before
+        });
     }
 
     fn swap_senders(&self) {

@@ -14,6 +14,7 @@ mod support;
 
 mod breaker_holds;
 mod cli_contract;
+mod cli_doctor;
 mod cli_functions;
 mod cli_queue_act;
 mod cli_queue_look;

@@ -119,3 +119,31 @@ async fn changed_settings_take_effect_without_a_restart_and_wrong_ones_are_told(
     assert_eq!(stage.facts_of("queue.observe.started").await.len(), passes, "it is off again");
     drainer.kill_9().await;
 }
+
+/// Case 7 of the specification, as a line of NDJSON.
+const SETTLED_HOLD: &str = r#"{"snapshotId":"s7","capturedAt":"2026-03-08T12:00:00.000Z","totals":{"depth":30,"byPriority":{"P0":0,"P1":30,"P2":0,"P3":0},"oldestAgeMs":120000,"newestAgeMs":1000},"families":[{"family":"content/updated","total":30,"byPriority":{"P0":0,"P1":30,"P2":0,"P3":0},"oldestAgeMs":120000,"newestAgeMs":1000}],"triage":{"attempts":0,"completed":0,"failed":0,"fallbacks":0,"fallbackByReason":{},"routeMismatches":0,"latencyMs":{"p50":null,"p95":null}},"drainer":{"state":"down","recentDispatches":0,"recentFailures":0,"throughputPerMinute":0},"gateway":{"sleepMode":false,"quietHours":false,"mutedChannels":[]},"control":{"activePauses":[{"family":"content/updated","reason":"drill","source":"observer","mode":"enforce","appliedAt":"2026-03-08T11:58:59.000Z","expiresAt":"2026-03-08T12:03:59.000Z","expiresInMs":239000}]}}"#;
+
+#[tokio::test]
+async fn two_policies_are_compared_on_recorded_snapshots() {
+    let stage = Stage::start().await;
+    let joelclaw = stage.joelclaw("");
+    let file = |name: &str, text: &str| {
+        let path = joelclaw.home().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (now, next) = (file("now.env", "QUEUE_OBSERVER_AUTO_FAMILIES=content\n"), file("next.env", "\n"));
+    let replay = ["queue", "observe", "--replay", "-", "--json"];
+    let compare = [&replay[..], &["--policy", &now, "--policy", &next, "--fail-on-change"]].concat();
+    let told = joelclaw.run_with_stdin(&compare, SETTLED_HOLD.as_bytes()).await.assert_code(1).json();
+    let row = &told["result"]["rows"][0];
+    assert_eq!((&row["first"]["rule"], &row["now"]["rule"]), (&json!("D4"), &json!("D4")), "{told:#}");
+    assert_eq!(row["first"]["wouldApply"][0]["kind"], "resume_family", "{told:#}");
+    assert_eq!((&row["now"]["wouldApply"], &row["why"]), (&json!([]), &json!("the two policies differ")));
+    let same = [&replay[..], &["--policy", &now, "--policy", &now]].concat();
+    let told = joelclaw.run_with_stdin(&same, SETTLED_HOLD.as_bytes()).await.assert_success().json();
+    assert_eq!((&told["result"]["same"], &told["result"]["changed"]), (&json!(1), &json!(0)), "{told:#}");
+    let wrong = file("wrong.env", "QUEUE_OBSERVER_AUTO_FAMILIES=github\n");
+    let bad = [&replay[..], &["--policy", &wrong]].concat();
+    joelclaw.run_with_stdin(&bad, SETTLED_HOLD.as_bytes()).await.assert_code(2);
+}
