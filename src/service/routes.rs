@@ -158,6 +158,7 @@ impl RegistryPlans {
             concurrency,
             weight: 1,
             ordered: endpoint.is_some_and(|endpoint| endpoint.fifo),
+            aimd: false,
             rate_per_s: endpoint.and_then(|endpoint| endpoint.rate_limit_per_second),
             // The request has its own limit; a little is left for what is noted after it.
             timeout: outbound.settings().timeout + DELIVERY_MARGIN,
@@ -194,6 +195,7 @@ impl RegistryPlans {
             },
             weight: 1,
             ordered: false,
+            aimd: false,
             rate_per_s: None,
             timeout: WORK_TIMEOUT,
             max_age: None,
@@ -351,6 +353,7 @@ impl Plans for RegistryPlans {
             weight: entry.map_or(1, |entry| entry.weight),
             // Deliveries in order are made one after another.
             ordered: is_in_order || entry.is_some_and(|entry| entry.ordered),
+            aimd: entry.is_some_and(|entry| entry.aimd),
             rate_per_s: entry.and_then(|entry| entry.rate_per_s),
             timeout: entry.and_then(|entry| entry.timeout).unwrap_or(default_timeout),
             max_age: entry.and_then(|entry| entry.max_age),

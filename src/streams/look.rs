@@ -210,6 +210,11 @@ pub enum Hold {
         /// Why.
         reason: String,
     },
+    /// Its target made the drainers run less of its family at once.
+    Slowed {
+        /// So many, of all drainers that do.
+        limit: u64,
+    },
     /// Its family's circuit breaker is not closed.
     Broken {
         /// `open`, `half_open` or `forced_open`.
@@ -605,6 +610,12 @@ impl Bus {
                 until_ms: pace.expires_at_ms,
                 reason: pace.reason,
             });
+        }
+        let sessions = self.sessions().await?;
+        let live = sessions.iter().filter(|session| session.expires_ms > inspection.at_ms);
+        let limits: Vec<u64> = live.filter_map(|session| session.reduced_limit(lane.family.as_str())).collect();
+        if !limits.is_empty() {
+            return Ok(Hold::Slowed { limit: limits.iter().sum() });
         }
         Ok(match before.len() as u64 {
             0 => Hold::Next,

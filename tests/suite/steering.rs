@@ -9,7 +9,7 @@ use system_bus::streams::steering::{Permits, Rate, Slot, Wish};
 
 use crate::common_streams::{TestBus, event, family};
 use crate::drainer_support::Stage;
-use crate::support::{Joelclaw, eventually};
+use crate::support::{Joelclaw, Reply, eventually};
 
 const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -226,5 +226,32 @@ async fn a_pause_of_a_beginning_of_names_holds_them_all_and_nothing_else() {
     for name in ["*", "inngest/*", "inn*", "outbound/x*", "wo rk/*"] {
         joelclaw.run(&["queue", "pause", name, "--json"]).await.assert_code(2);
     }
+    drainer.kill_9().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_family_that_adapts_runs_less_at_once_while_its_target_fails_and_says_so() {
+    let stage = Stage::start().await;
+    let url = stage.sink.url();
+    let joelclaw = stage.joelclaw(&format!(
+        "[[event]]\nname = \"slow/a\"\nconcurrency = 8\naimd = true\nbreaker = false\nattempts = 50\n\
+         backoff = {{ initial = \"10ms\", max = \"20ms\" }}\n\
+         handler = {{ type = \"http\", target = \"{url}\" }}\n"
+    ));
+    stage.sink.reply_always(Reply::status(503));
+    let mut drainer = joelclaw.spawn(&["drainer"]);
+    stage.emit("slow/a", 30).await;
+    let limit = async || {
+        let depth = result(&joelclaw, &["queue", "depth"]).await;
+        let row = depth["byFamily"].as_array().unwrap().iter().find(|row| row["family"] == "slow/a").cloned();
+        row.and_then(|row| row["adaptedLimit"].as_u64())
+    };
+    eventually(LONG, || async {
+        let limit = limit().await;
+        if limit.is_some_and(|limit| limit <= 2) { Ok(()) } else { Err(limit) }
+    })
+    .await;
+    stage.sink.reply_always(Reply::ok());
+    stage.wait_until_empty(LONG).await;
     drainer.kill_9().await;
 }

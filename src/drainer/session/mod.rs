@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use breaking::Breaking;
 use pacing::Pacing;
 
+use super::adaptive::Adaptive;
 use super::clock::Clock;
 use super::handlers::{Handler, Outcome};
 use super::housekeeping::{Control, Tick};
@@ -195,6 +196,8 @@ pub struct Session {
     unseen_rev: u64,
     /// Circuit breakers, what this drainer saw of families, and its probes.
     breaking: Breaking,
+    /// Families whose concurrency adapts.
+    adaptive: HashMap<Family, Adaptive>,
     /// Other priorities and paces that an operator set.
     pacing: Pacing,
     /// The last turn ended at its bound: there may be more to start.
@@ -257,6 +260,7 @@ impl Session {
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
             breaking: Breaking::default(),
+            adaptive: HashMap::new(),
             pacing: Pacing::default(),
             deferred: Vec::new(),
             unseen_rev: 0,

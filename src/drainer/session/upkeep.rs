@@ -136,7 +136,7 @@ impl Session {
 
     pub(super) fn details(&self) -> String {
         let free = self.settings.concurrency.saturating_sub(self.handlers_in_flight() + self.scheduler.heads());
-        self.shared.details(self.in_flight.len(), free, &self.plans.hash())
+        self.shared.details(self.in_flight.len(), free, &self.plans.hash(), &self.reduced())
     }
 
     pub(super) fn on_tick(&mut self, tick: Result<Tick, crate::streams::redis::Error>) -> std::ops::ControlFlow<()> {

@@ -106,6 +106,10 @@ pub fn explain(hold: &Hold, family: Option<&Family>, now_ms: u64) -> Explained {
                 Some(format!("queue {end} {name}{flag}")),
             )
         }
+        Hold::Slowed { limit } => (
+            format!("The target of {name} fails or is slow: {limit} at once until it goes well."),
+            Some("queue stats --by family".to_owned()),
+        ),
         Hold::Broken { state, until_ms, error } => {
             let after = if error.is_empty() { String::new() } else { format!(" after: {error}") };
             let then = match (state.as_str(), until_ms) {
