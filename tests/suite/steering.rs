@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use system_bus::streams::control::{NewPause, PauseSource};
 use system_bus::streams::priority::Priority;
 use system_bus::streams::steering::{Permits, Rate, Slot, Wish};
 
@@ -90,6 +91,21 @@ async fn a_trickle_ends_once_nothing_waits_and_only_then() {
     assert!(t.bus.end_trickle_if_through(&trickle).await.unwrap());
     assert!(!t.bus.end_trickle_if_through(&trickle).await.unwrap(), "once");
     assert!(t.bus.steerings().await.unwrap().is_empty());
+    // A resume without a rate ends what an earlier one began, and leaves a batch alone.
+    for (wish, left) in [(Wish::Trickle(Rate::parse("5/s").unwrap()), 0), (Wish::Batch { every: HOUR, max: 5 }, 1)] {
+        t.bus.steer(&name, wish, HOUR, "why", "me").await.unwrap();
+        let pause = NewPause {
+            family: (&name).into(),
+            ttl: HOUR,
+            reason: "r".into(),
+            source: PauseSource::Manual,
+            actor: None,
+            shorten: true,
+        };
+        t.bus.pause(&pause).await.unwrap();
+        t.bus.resume(&name, PauseSource::Manual, "r", None).await.unwrap();
+        assert_eq!(t.bus.steerings().await.unwrap().sorted().len(), left, "{wish:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -88,6 +88,9 @@ impl Session {
 
     /// When permits may be asked for again, ms.
     pub(super) fn next_permits(&self) -> Option<u64> {
+        if self.vitals.redis_down() || self.stopping.is_some() {
+            return None;
+        }
         let now = self.now_ms();
         let waits = |family: &Family| !self.pacing.asked.contains(family) && self.scheduler.wants_grant(family, now);
         self.pacing.paced.iter().filter(|(family, _)| waits(family)).map(|(_, next)| *next).min()

@@ -21,7 +21,16 @@ local standing = redis.call('HGET', pauses, family)
 local standing_until = tonumber(redis.call('ZSCORE', expiry, family) or 0)
 
 local function let_through()
-  if trickle == '' then return end
+  if trickle == '' then
+    -- At once means at once: a trickle from before the pause ends with it.
+    local known, old = pcall(cjson.decode, redis.call('HGET', steering, field) or '')
+    if known and type(old) == 'table' and old.kind == 'trickle_family' then
+      redis.call('HDEL', steering, field)
+      redis.call('ZREM', steering_expiry, field)
+      redis.call('HDEL', pace, family)
+    end
+    return
+  end
   local record = cjson.decode(trickle)
   record.appliedAtMs, record.expiresAtMs, record.rev = now, now + record.ttlMs, redis.call('HINCRBY', meta, 'rev', 1)
   redis.call('HSET', steering, field, cjson.encode(record))
