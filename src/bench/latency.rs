@@ -10,6 +10,7 @@ use super::{Error, Plan, Scenario, bus, event, fill, flush, payload, rounded};
 use crate::streams::append::{Appender, Settings};
 use crate::streams::bus::Bus;
 use crate::streams::control::{NewPause, PauseSource};
+use crate::streams::family::Family;
 use crate::streams::priority::Priority;
 use crate::streams::redis::Redis;
 
@@ -46,10 +47,11 @@ pub async fn run(redis: &Redis, plan: &Plan) -> Result<Vec<Scenario>, Error> {
 
 async fn paused(bus: &Bus, started: &mut mpsc::UnboundedReceiver<Instant>, plan: &Plan) -> Result<Scenario, Error> {
     // The family exists and is paused before its first event, as it would be in an incident.
+    // A constant that is a valid name.
+    #[allow(clippy::unwrap_used)]
+    let family: Family = "bench/paused".parse().unwrap();
     let pause = NewPause {
-        // A constant that is a valid name.
-        #[allow(clippy::unwrap_used)]
-        family: "bench/paused".parse().unwrap(),
+        family: (&family).into(),
         ttl: Duration::from_secs(3600),
         reason: "bench".into(),
         source: PauseSource::Manual,
@@ -60,7 +62,7 @@ async fn paused(bus: &Bus, started: &mut mpsc::UnboundedReceiver<Instant>, plan:
     fill(bus, "bench/paused", Priority::P0, plan.backlog, false).await?;
     // Rounds without a backlog alternate with rounds beside it: the backlog moves to another key space and back.
     let (mut base, mut beside) = (histogram(), histogram());
-    let key = bus.keys.lane(&crate::streams::lane::Lane::new(pause.family.clone(), Priority::P0));
+    let key = bus.keys.lane(&crate::streams::lane::Lane::new(family, Priority::P0));
     let aside = format!("{key}:aside");
     for _ in 0..6 {
         let with = measure(bus, started, plan.samples / 4).await?;

@@ -258,6 +258,11 @@ const CODES: &[Code] = &[
         "Use for example --ttl 10m.",
     ),
     code(
+        "QUEUE_CONTROL_NOT_IN_FORCE",
+        "The family has no such priority or pace to end.",
+        "See what is in force with `joelclaw queue control status`.",
+    ),
+    code(
         "QUEUE_CONTROL_STATUS_FAILED",
         "The state of the pauses can't be read.",
         "Check Redis with `joelclaw config`.",

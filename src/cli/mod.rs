@@ -10,6 +10,7 @@
 pub mod bench;
 pub mod completions;
 pub mod config;
+pub mod doctor;
 pub mod explain;
 pub mod functions;
 mod interrupt;
@@ -109,6 +110,8 @@ pub enum Configured {
     Queue(Box<queue::Args>),
     /// Count what became of every accepted event: lost must be 0
     Verify(verify::Args),
+    /// Whether everything around the program is as it must be
+    Doctor(doctor::Args),
     /// Whether everything that runs jobs is healthy
     Jobs(jobs::Args),
     /// The record of everything that happened
@@ -183,6 +186,7 @@ impl Configured {
             Self::Config(args) => config::run(args, context),
             Self::Queue(args) => return queue::run(args, context).await,
             Self::Verify(args) => verify::run(args, context).await,
+            Self::Doctor(args) => doctor::run(args, context).await,
             Self::Jobs(args) => jobs::run(args, context).await,
             Self::Journal(args) => return journal::run(args, context).await,
             Self::Send(args) => return functions::send::run(args, context).await,

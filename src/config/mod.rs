@@ -128,7 +128,7 @@ impl std::fmt::Display for Pilot {
 }
 
 /// The emitters that use the queue (QUEUE_PILOTS).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Pilots(BTreeSet<Pilot>);
 
 impl Pilots {

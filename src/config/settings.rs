@@ -41,7 +41,8 @@ pub enum TriageMode {
 }
 
 /// What a dedup key that a model made may do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TriageDedup {
     /// Suppress an event whose data is the same as the first one's.
     #[default]

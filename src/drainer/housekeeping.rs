@@ -18,6 +18,7 @@ use crate::streams::records::Fact;
 use crate::streams::redis::Error;
 use crate::streams::retention::Retain;
 use crate::streams::sessions::Renewal;
+use crate::streams::steering::Steerings;
 
 /// Retries of one family claimed at once.
 const CLAIM: usize = 64;
@@ -56,6 +57,8 @@ pub struct Control {
     pub pauses: Pauses,
     /// The circuit breakers that are not closed.
     pub circuits: Circuits,
+    /// Other priorities and paces.
+    pub steerings: Steerings,
     /// Families with retries, and when the earliest is due, ms.
     pub due: Vec<(Family, u64)>,
     /// When the next scheduled event is due, ms.
@@ -154,15 +157,45 @@ pub fn control(bus: &Bus, events: mpsc::Sender<Event>) {
             bus.expire_pauses().await?;
             let pauses = bus.pauses().await?;
             let circuits = bus.breakers().await?;
+            let steerings = steerings(&bus).await?;
             let next_later = match bus.promote_later(512).await {
                 // A full Redis keeps scheduled events where they are; that is no reason to stop draining.
                 Err(error) if error.reply_code() == Some("OOM") => None,
                 other => other?.1,
             };
-            Ok(Control { pauses, circuits, due: bus.due_families().await?, next_later })
+            Ok(Control { pauses, circuits, steerings, due: bus.due_families().await?, next_later })
         }
         .await;
         let _ = events.send(Event::Control(Box::new(result))).await;
+    });
+}
+
+/// What is steered, after what is over was ended.
+async fn steerings(bus: &Bus) -> Result<Steerings, Error> {
+    let steerings = bus.steerings().await?;
+    if steerings.is_empty() {
+        return Ok(steerings);
+    }
+    bus.expire_steering().await?;
+    let mut has_ended = false;
+    for trickle in steerings.sorted().into_iter().filter(|steering| steering.is_trickle()) {
+        has_ended |= bus.end_trickle_if_through(trickle).await?;
+    }
+    if has_ended { bus.steerings().await } else { Ok(steerings) }
+}
+
+/// Asks for permits to start `count` events of a family that has a pace.
+pub fn permits(bus: &Bus, family: Family, count: usize, events: mpsc::Sender<Event>) {
+    let bus = bus.clone();
+    tokio::spawn(async move {
+        let permits = match bus.permits(&family, count).await {
+            Ok(permits) => permits,
+            Err(error) => {
+                tracing::warn!(family = %family, error = %error, "no permits were granted; trying again");
+                None
+            }
+        };
+        let _ = events.send(Event::Permits { family, permits }).await;
     });
 }
 

@@ -13,7 +13,8 @@
 //! | [`handlers`] | run an event |
 //! | [`watchdog`] | ends a process that is stuck |
 
-pub mod clock;
+pub mod adaptive;
+mod clock;
 pub mod handlers;
 mod home;
 mod housekeeping;
@@ -192,7 +193,8 @@ impl Drainer {
         let mut first = true;
         loop {
             let id = shared.new_session_id();
-            let details = shared.details(0, self.settings.concurrency, &self.plans.hash());
+            let details =
+                shared.details(0, self.settings.concurrency, &self.plans.hash(), &std::collections::HashMap::new());
             if let Err(error) = self.bus.renew_session(&id, true, self.settings.lease, &details, &[]).await {
                 if !error.is_unreachable() {
                     return Err(error.into());

@@ -51,6 +51,8 @@ pub struct FamilyPlan {
     pub weight: u32,
     /// One at a time, in order; a retry holds the family back.
     pub ordered: bool,
+    /// `concurrency` adapts to how the target does.
+    pub aimd: bool,
     /// Starts per second, at most.
     pub rate_per_s: Option<f64>,
     /// How long one dispatch may take.

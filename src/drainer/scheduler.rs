@@ -139,6 +139,25 @@ struct FamilyState<T> {
     ring: Option<usize>,
     /// Earliest next start under `rate_per_s`, ms.
     not_before_ms: f64,
+    /// What its events count as instead of their stored priority.
+    priority: Option<Priority>,
+    /// Starts that its pace allows; `None` when it has none.
+    grant: Option<Grant>,
+}
+
+/// Starts that are allowed until some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// So many.
+    pub left: u32,
+    /// Until then, ms.
+    pub until_ms: u64,
+}
+
+impl Grant {
+    const fn allows(self, now_ms: u64) -> bool {
+        self.left > 0 && now_ms < self.until_ms
+    }
 }
 
 /// The heads of all lanes and the turns of all families.
@@ -196,6 +215,8 @@ impl<T> Scheduler<T> {
             deficit: 0,
             ring: None,
             not_before_ms: 0.0,
+            priority: None,
+            grant: None,
         });
         self.index.insert(family.clone(), self.families.len() - 1);
         self.families.len() - 1
@@ -239,7 +260,7 @@ impl<T> Scheduler<T> {
     pub fn is_limited(&self, family: &Family) -> bool {
         self.index.get(family).is_some_and(|&index| {
             let state = &self.families[index];
-            state.limits.rate_per_s.is_some() || state.running > 0 || state.awaits_retry
+            state.limits.rate_per_s.is_some() || state.running > 0 || state.awaits_retry || state.grant.is_some()
         })
     }
 
@@ -293,6 +314,34 @@ impl<T> Scheduler<T> {
     #[must_use]
     pub fn is_held(&self, family: &Family) -> bool {
         self.index.get(family).is_some_and(|&index| self.families[index].held)
+    }
+
+    /// Lets the events of a family count as of another priority, or as of their own again.
+    pub fn set_priority(&mut self, family: &Family, priority: Option<Priority>) {
+        let index = self.family(family);
+        if std::mem::replace(&mut self.families[index].priority, priority) != priority {
+            self.leave(index);
+            self.activate(index);
+        }
+    }
+
+    /// Gives a family a pace, or what its pace allows now; `None` lets it go on as fast as it can.
+    pub fn set_grant(&mut self, family: &Family, grant: Option<Grant>) {
+        let index = self.family(family);
+        self.families[index].grant = grant;
+        self.activate(index);
+    }
+
+    /// Whether events of a family are in view and only its pace keeps them from starting.
+    #[must_use]
+    pub fn wants_grant(&self, family: &Family, now_ms: u64) -> bool {
+        let state = self.index.get(family).map(|&index| &self.families[index]);
+        let has_none = |state: &&FamilyState<T>| state.grant.is_some_and(|grant| !grant.allows(now_ms));
+        state.filter(has_none).is_some_and(|state| {
+            !state.held
+                && state.running < state.limits.concurrency
+                && state.lanes.iter().any(|lane| !lane.heads.is_empty())
+        })
     }
 
     /// Tells whether an ordered family has an entry waiting for its retry.
@@ -371,7 +420,9 @@ impl<T> Scheduler<T> {
         let in_use = self.readable().filter(|(.., state)| state.more || !state.heads.is_empty()).count();
         let share = (self.rules.prefetch / in_use.max(1)).max(1);
         for (family, priority, state) in self.readable() {
-            let window = state.window.min(share);
+            // What its pace does not let start should not wait here: another drainer may be granted it.
+            let is_paced = self.index.get(family).is_some_and(|&index| self.families[index].grant.is_some());
+            let window = if is_paced { self.rules.first_window } else { state.window }.min(share);
             let free = window.saturating_sub(state.heads.len() + state.requested);
             if state.more && free >= (window / 4).max(1) {
                 free_most = free_most.max(free);
@@ -525,17 +576,19 @@ impl<T> Scheduler<T> {
         let rate_allows = limits.rate_per_s.is_none() || state.not_before_ms <= now_ms as f64;
         let order_allows = !limits.ordered || (state.running == 0 && !state.awaits_retry);
         let is_free = !self.full[limits.slots as usize];
-        !state.held && is_free && state.running < limits.concurrency && order_allows && rate_allows
+        let pace_allows = state.grant.is_none_or(|grant| grant.allows(now_ms));
+        !state.held && is_free && state.running < limits.concurrency && order_allows && rate_allows && pace_allows
     }
 
     /// The level and lane of the head that goes first.
     fn best(&self, index: usize, now_ms: u64) -> Option<(usize, usize)> {
-        let lanes = &self.families[index].lanes;
+        let state = &self.families[index];
         Priority::ALL
             .into_iter()
             .filter_map(|priority| {
-                let head = lanes[priority as usize].heads.front()?;
-                let level = effective(priority, head.enqueued_ms, now_ms, self.rules.aging);
+                let head = state.lanes[priority as usize].heads.front()?;
+                let counts_as = state.priority.unwrap_or(priority);
+                let level = effective(counts_as, head.enqueued_ms, now_ms, self.rules.aging);
                 Some(((level as usize, head.enqueued_ms, head.id), priority as usize))
             })
             .min()
@@ -554,6 +607,10 @@ impl<T> Scheduler<T> {
             let now = now_ms as f64;
             state.not_before_ms = state.not_before_ms.max(now) + 1000.0 / rate.max(0.001);
         }
+        if let Some(grant) = &mut state.grant {
+            grant.left = grant.left.saturating_sub(1);
+        }
+        let counts_as = state.priority.unwrap_or(priority);
         if state.deficit == 0 {
             state.deficit = state.limits.weight.max(1);
         }
@@ -572,7 +629,7 @@ impl<T> Scheduler<T> {
             None => self.leave(index),
         }
         let effective = Priority::ALL[level];
-        Some(Picked { lane, head, promoted_from: (effective != priority).then_some(priority), effective })
+        Some(Picked { lane, head, promoted_from: (effective != counts_as).then_some(priority), effective })
     }
 
     /// Puts a family with something to start into the ring of its best head.
@@ -821,6 +878,42 @@ mod tests {
         assert_eq!(drain(&mut scheduler, 1099, 5).len(), 0);
         scheduler.wake_rated();
         assert_eq!(drain(&mut scheduler, 1100, 5).len(), 1);
+    }
+
+    #[test]
+    fn a_pace_allows_what_was_granted_and_only_while_it_lasts() {
+        let mut scheduler = Scheduler::new(rules());
+        let family = "a/b".parse().unwrap();
+        scheduler.set_grant(&family, Some(Grant::default()));
+        for n in 0..9 {
+            scheduler.offer(&lane("a/b", Priority::P1), head(n, 0));
+        }
+        scheduler.offer(&lane("c/d", Priority::P3), head(20, 0));
+        assert_eq!(drain(&mut scheduler, 100, 9), ["c/d:p3 20-0"], "others go on");
+        assert!(scheduler.wants_grant(&family, 100));
+        scheduler.set_grant(&family, Some(Grant { left: 3, until_ms: 200 }));
+        assert!(!scheduler.wants_grant(&family, 100));
+        assert_eq!(drain(&mut scheduler, 100, 2).len(), 2);
+        assert_eq!(drain(&mut scheduler, 200, 2).len(), 0, "what is left of a window ends with it");
+        assert!(scheduler.wants_grant(&family, 200));
+        scheduler.set_grant(&family, None);
+        assert_eq!(drain(&mut scheduler, 200, 9).len(), 7);
+    }
+
+    #[test]
+    fn another_priority_counts_at_once_and_is_no_promotion() {
+        let mut scheduler = Scheduler::new(rules());
+        let family = "late/x".parse().unwrap();
+        for n in 0..2 {
+            scheduler.offer(&lane("late/x", Priority::P3), head(n, 0));
+            scheduler.offer(&lane("busy/x", Priority::P1), head(n, 0));
+        }
+        scheduler.set_priority(&family, Some(Priority::P0));
+        let picked = scheduler.pick(10).unwrap();
+        assert_eq!((picked.lane.to_string().as_str(), picked.effective), ("late/x:p3", Priority::P0));
+        assert_eq!(picked.promoted_from, None);
+        scheduler.set_priority(&family, None);
+        assert_eq!(drain(&mut scheduler, 10, 9), ["busy/x:p1 0-0", "busy/x:p1 1-0", "late/x:p3 1-0"]);
     }
 
     #[test]

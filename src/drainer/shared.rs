@@ -1,6 +1,6 @@
 //! What outlives a session of the drainer, and what its tasks share.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl Shared {
     }
 
     /// What other processes may know of this one.
-    pub fn details(&self, in_flight: usize, free: usize, registry: &str) -> String {
+    pub fn details(&self, in_flight: usize, free: usize, registry: &str, reduced: &HashMap<String, u32>) -> String {
         serde_json::json!({
             "host": host(),
             "pid": std::process::id(),
@@ -69,6 +69,7 @@ impl Shared {
             "registryHash": registry,
             "inFlight": in_flight,
             "free": free,
+            "limits": reduced,
         })
         .to_string()
     }

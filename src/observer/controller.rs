@@ -13,15 +13,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::actions::Action;
 use super::decide::{self, Decision, FallbackReason, Reply, Step};
 use super::flags::{Policy, Provider, Trigger};
+use super::post::Asked;
 use super::report::{Outcomes, Reporter};
 use super::snapshot::Snapshot;
 use super::{gates, gather, prompt};
-use crate::config::ObserverMode;
+use crate::config::{Config, ObserverMode};
 use crate::diagnose::chain;
 use crate::model::{self, Answer, Caller, Models, Request};
 use crate::moment::iso;
@@ -34,9 +34,9 @@ use crate::streams::redis::Error;
 /// How long a pass may be silent before another process goes on with it.
 const LEASE: Duration = Duration::from_secs(15);
 /// How often the lease is renewed, and the claim is tried.
-const BEAT: Duration = Duration::from_secs(1);
+pub(super) const BEAT: Duration = Duration::from_secs(1);
 /// After a pass that failed.
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
+pub(super) const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// A snapshot may be older than the model's time by this.
 const SNAPSHOT_MS: u64 = 30_000;
 
@@ -74,12 +74,12 @@ fn reply_of(answer: Result<Answer, model::Error>) -> Reply {
 }
 
 enum Ended {
-    Done(Box<Value>),
+    Done(Box<Value>, Vec<Fact>),
     Lost,
 }
 
 impl Observer {
-    /// An observer that can look. With a reporter it may also tell; see [`Observer::run`].
+    /// An observer that can look. With a reporter it may also tell.
     #[must_use]
     pub fn new(bus: Bus, policy: Policy, reporter: Option<Reporter>, models: Option<Models>) -> Self {
         let owner = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7());
@@ -93,25 +93,17 @@ impl Observer {
         self
     }
 
-    /// Runs a pass per cadence until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        if self.policy.mode == ObserverMode::Off {
-            return;
-        }
-        tracing::info!(mode = self.policy.mode.as_str(), auto = ?self.policy.auto, "observer started");
-        loop {
-            let pause = match self.pass().await {
-                Ok(_) => BEAT,
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "the observer's pass failed; trying again");
-                    AFTER_FAILURE
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
+    /// The policy that it decides by.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The same with what a changed configuration says. What it knows of models that fail stays.
+    #[must_use]
+    pub fn reconfigured(&self, config: &Config) -> Self {
+        let reporter = self.reporter.as_ref().map(|reporter| reporter.reconfigured(config));
+        Self { policy: Policy::from_config(config), reporter, ..self.clone() }
     }
 
     /// One turn of the cadence: a pass if it is due, and what came of it.
@@ -140,17 +132,17 @@ impl Observer {
             () = beat => Ok(Ended::Lost),
         };
         match ended {
-            Ok(Ended::Done(result)) => {
+            Ok(Ended::Done(result, facts)) => {
                 // Counted from the end of a pass that paused something, so that its pause is old enough for the next.
                 let acted = result["appliedCount"].as_u64().unwrap_or(0) > 0;
                 let last_run = if acted { Some(self.bus.now_ms().await?) } else { None };
-                self.bus.end_observer(&token, last_run, Some(&result)).await?;
-                Ok(*result)
+                let ended = self.bus.end_observer(&token, last_run, Some(&result), facts).await?;
+                Ok(if ended.is_ok() { *result } else { self.skipped(None) })
             }
             Ok(Ended::Lost) => Ok(self.skipped(None)),
             Err(error) => {
                 // A failed pass costs no cadence.
-                let _ = self.bus.end_observer(&token, last_ms.or(Some(0)), None).await;
+                let _ = self.bus.end_observer(&token, last_ms.or(Some(0)), None, Vec::new()).await;
                 Err(error)
             }
         }
@@ -176,8 +168,8 @@ impl Observer {
         if let Some(reporter) = self.reporter.as_ref().filter(|_| self.policy.mode == ObserverMode::Enforce) {
             is_told = reporter.tell(&snapshot, &decision, outcomes, now_ms).await;
         }
-        self.bus.journal(self.end_facts(&snapshot, &decision, Trigger::Cron)).await?;
-        Ok(Ended::Done(Box::new(self.result(&snapshot, &decision, Trigger::Cron, is_told))))
+        let facts = self.end_facts(&snapshot, &decision, Trigger::Cron);
+        Ok(Ended::Done(Box::new(self.result(&snapshot, &decision, Trigger::Cron, is_told)), facts))
     }
 
     /// A look that changes nothing, of whatever mode.
@@ -199,21 +191,33 @@ impl Observer {
 
     /// A probe on request: one at a time, and nothing is applied or told.
     pub async fn probe(&self, hours: u64) -> Result<Value, Error> {
-        if self.policy.mode == ObserverMode::Off {
-            return Ok(self.disabled(Trigger::Manual));
-        }
+        self.probe_for(hours, None).await
+    }
+
+    /// The same for an event, whose history tells what became of it.
+    pub async fn probe_for(&self, hours: u64, asked: Option<&Asked>) -> Result<Value, Error> {
         let token = uuid::Uuid::now_v7().to_string();
-        if !self.bus.begin_probe(&token, self.policy.timeout + LEASE).await? {
-            return Ok(json!({ "status": "skipped", "reason": "singleton", "trigger": "manual",
-                "mode": self.policy.mode, "autoApplyEnabled": false }));
+        let skipped = if self.policy.mode == ObserverMode::Off {
+            Some(self.disabled(Trigger::Manual))
+        } else if !self.bus.begin_probe(&token, self.policy.timeout + LEASE).await? {
+            Some(json!({ "status": "skipped", "reason": "singleton", "trigger": "manual",
+                "mode": self.policy.mode, "autoApplyEnabled": false }))
+        } else {
+            None
+        };
+        if let Some(result) = skipped {
+            if let Some(asked) = asked {
+                self.bus.journal([asked.fact(&result)]).await?;
+            }
+            return Ok(result);
         }
-        let look = self.look(Trigger::Manual, hours, true).await;
-        let ended = match look {
-            Ok(Look { snapshot, decision }) => self
-                .bus
-                .journal(self.end_facts(&snapshot, &decision, Trigger::Manual))
-                .await
-                .map(|_| self.result(&snapshot, &decision, Trigger::Manual, false)),
+        let ended = match self.look(Trigger::Manual, hours, true).await {
+            Ok(Look { snapshot, decision }) => {
+                let result = self.result(&snapshot, &decision, Trigger::Manual, false);
+                let mut facts = self.end_facts(&snapshot, &decision, Trigger::Manual);
+                facts.extend(asked.map(|asked| asked.fact(&result)));
+                self.bus.journal(facts).await.map(|_| result)
+            }
             Err(error) => Err(error),
         };
         self.bus.end_probe(&token).await?;
@@ -267,29 +271,24 @@ impl Observer {
             hold_ms: limits.hold_ms,
         };
         for (index, action) in decision.suggested_actions.iter().enumerate() {
-            if let Some(refusal) = gates::by_kind(action, &self.policy.auto) {
-                self.bus.journal([self.rejected(action, decision, refusal.reason, &refusal.message)]).await?;
-                outcomes.rejected.push((action.clone(), refusal.reason.into()));
-                continue;
+            if matches!(action, Action::Escalate { .. }) {
+                outcomes.escalated.push(action.clone());
             }
-            let (family, ttl_ms) = match action {
-                Action::Noop { .. } => continue,
-                Action::PauseFamily { family, ttl_ms, .. } => (family, Some(*ttl_ms)),
-                Action::ResumeFamily { family, .. } => (family, None),
-                Action::Escalate { .. } => {
-                    outcomes.escalated.push(action.clone());
-                    continue;
-                }
-                _ => continue,
-            };
+            let Some(family) = action.family() else { continue };
             let Ok(name) = family.parse::<Family>() else { continue };
+            let refusal = gates::by_kind(action, &self.policy.auto);
+            let ttl_ms = match action {
+                Action::PauseFamily { ttl_ms, .. } => Some(*ttl_ms),
+                _ => None,
+            };
             let application = Application {
                 token,
                 snapshot_id: &decision.snapshot_id,
                 index,
                 family: &name,
                 ttl_ms,
-                reason: action.reason(),
+                action: &json!(action),
+                refused: refusal.as_ref().map(|refusal| (refusal.reason, refusal.message.as_str())),
                 mode: decision.mode.as_str(),
                 model: decision.model.as_deref(),
                 seen_rev: snapshot.pause(family).and_then(|pause| pause.rev),

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use crate::config::{Config, ObserverMode};
 use crate::model;
-use crate::registry::ALIASES;
+use crate::observer::report;
+use crate::registry::{ALIASES, Registry};
+use crate::streams::family::Family;
+use crate::triage::flags::Ignored;
 
 /// The families that automatic pauses are for at all; nothing in a configuration can widen it.
 pub const AUTO_ALLOWLIST: [&str; 1] = ["content/updated"];
@@ -163,6 +166,56 @@ pub fn auto(items: &[String], observed: &[String]) -> Vec<String> {
 pub fn interval_seconds(text: &str) -> u64 {
     let digits: String = text.trim().chars().take_while(char::is_ascii_digit).collect();
     digits.parse::<u64>().unwrap_or(0).clamp(LEAST_INTERVAL_SECONDS, 86_400)
+}
+
+/// What has no effect in the observer's settings, so that a typo does not pass for a choice; with a registry also the
+/// names that no entry of it has.
+#[must_use]
+pub fn ignored(config: &Config, registry: Option<&Registry>) -> Vec<Ignored> {
+    let own = &config.observer;
+    let mut ignored = Vec::new();
+    let mut ignore = |variable: &'static str, item: &str, why: &str| {
+        ignored.push(Ignored { variable, item: item.to_owned(), why: why.to_owned() });
+    };
+    for warning in config.warnings.iter().filter(|warning| warning.code == "CONFIG_INVALID_VALUE") {
+        let named = config.effective.iter().map(|setting| setting.declared.key).find(|key| {
+            key.starts_with("QUEUE_OBSERVER_")
+                && warning.message.strip_prefix(key).is_some_and(|rest| rest.starts_with(' '))
+        });
+        if let Some(key) = named {
+            ignore(key, "", &warning.message);
+        }
+    }
+    let observe = observed(&own.families);
+    for item in &own.auto_families {
+        if auto(std::slice::from_ref(item), &defaults()).is_empty() {
+            ignore("QUEUE_OBSERVER_AUTO_FAMILIES", item, "the observer may not pause this family");
+        } else if auto(std::slice::from_ref(item), &observe).is_empty() {
+            ignore("QUEUE_OBSERVER_AUTO_FAMILIES", item, "QUEUE_OBSERVER_FAMILIES does not contain it");
+        }
+    }
+    for word in own.providers.iter().filter(|word| model::Provider::parse(word).is_none()) {
+        ignore("QUEUE_OBSERVER_PROVIDER", word, "there is no such provider");
+    }
+    let seconds = interval_seconds(&own.interval);
+    if !own.interval.trim().starts_with(&seconds.to_string()) {
+        ignore("QUEUE_OBSERVER_INTERVAL_SECONDS", &own.interval, &format!("{seconds} is used"));
+    }
+    let is_hours = report::parse_quiet_hours(&own.quiet_hours).is_some();
+    if !is_hours && !own.quiet_hours.trim().eq_ignore_ascii_case("off") {
+        ignore("QUEUE_OBSERVER_QUIET_HOURS", &own.quiet_hours, "write hours such as 23-7, or off; 23-7 is used");
+    }
+    if own.time_zone.parse::<chrono_tz::Tz>().is_err() {
+        ignore("SYSTEM_BUS_TZ", &own.time_zone, "there is no such time zone; UTC is used");
+    }
+    let Some(registry) = registry else { return ignored };
+    for name in &observe {
+        if !name.parse::<Family>().is_ok_and(|family| registry.lookup(&family).is_some()) {
+            let why = "no event of this name is registered".to_owned();
+            ignored.push(Ignored { variable: "QUEUE_OBSERVER_FAMILIES", item: name.clone(), why });
+        }
+    }
+    ignored
 }
 
 /// The chain of providers; one that is not known is left out, an empty chain asks nobody.

@@ -57,7 +57,7 @@ pub async fn snapshot(bus: &Bus, policy: &Policy, is_quiet: Option<bool>, hours:
     let mut fresh = BTreeMap::new();
     for family in &policy.observe {
         // A pause that replaced another goes on with it; what failed before this one began doesn't count against it.
-        let Some((_, Some(pause))) = pauses.active.get(family) else { continue };
+        let Some((_, Some(pause))) = pauses.of(family) else { continue };
         let since = window(bus, EntryId { ms: pause.applied_at_ms + IN_FLIGHT_MS, seq: 0 }).await?;
         fresh.insert(family.clone(), since.count("downstream", |lane, _| family_of(lane) == family));
     }
@@ -135,7 +135,7 @@ fn assemble(read: &Read, policy: &Policy, gateway: GatewayView, hours: u64) -> S
         families,
         triage: triage(&read.hour, &is_observed),
         gateway,
-        control: control(read, &is_observed),
+        control: control(read, &policy.observe, &is_observed),
     }
 }
 
@@ -143,7 +143,7 @@ fn view(family: &FamilyDepth, read: &Read) -> FamilyView {
     let name = family.family.as_str();
     let of = |lane: &str, _: &str| family_of(lane) == name;
     let total = family.waiting + family.leased + family.retrying;
-    let is_held = read.pauses.active.contains_key(name);
+    let is_held = read.pauses.of(name).is_some();
     let circuit = read.circuits.get(name);
     let is_free = !is_held && circuit.is_none_or(|circuit| !circuit.is_closed_gate(read.now));
     let failing = read.hour.state.failing.get(name);
@@ -216,10 +216,10 @@ fn triage(hour: &Window, is_observed: &dyn Fn(&str) -> bool) -> TriageView {
     }
 }
 
-fn control(read: &Read, is_observed: &dyn Fn(&str) -> bool) -> ControlView {
+fn control(read: &Read, observe: &[String], is_observed: &dyn Fn(&str) -> bool) -> ControlView {
     let at = |ms: u64| iso(ms).unwrap_or_default();
-    let pause = |pause: &Pause| PauseView {
-        family: pause.family.clone(),
+    let pause = |family: &str, pause: &Pause| PauseView {
+        family: family.to_owned(),
         reason: pause.reason.chars().take(MOST_REASON).collect(),
         source: if pause.source == PauseSource::Observer { "observer" } else { "manual" }.into(),
         mode: pause.mode.clone(),
@@ -228,12 +228,16 @@ fn control(read: &Read, is_observed: &dyn Fn(&str) -> bool) -> ControlView {
         expires_in_ms: pause.expires_at_ms.saturating_sub(read.now),
         rev: Some(pause.rev),
     };
-    let observed = || read.pauses.active.iter().filter(|(family, (until, _))| is_observed(family) && *until > read.now);
+    // One of a beginning of names holds each family of that name.
+    let observed = || {
+        let held = observe.iter().filter_map(|family| Some((family.as_str(), read.pauses.of(family)?)));
+        held.filter(|(_, (until, _))| *until > read.now)
+    };
     let mut active_pauses: Vec<PauseView> =
-        observed().filter_map(|(_, (_, record))| record.as_ref().map(pause)).collect();
+        observed().filter_map(|(family, (_, record))| Some(pause(family, record.as_ref()?))).collect();
     active_pauses.sort_by(|a, b| (a.expires_in_ms, &a.family).cmp(&(b.expires_in_ms, &b.family)));
     let mut invalid: Vec<String> =
-        observed().filter(|(_, (_, record))| record.is_none()).map(|(family, _)| family.clone()).collect();
+        observed().filter(|(_, (_, record))| record.is_none()).map(|(family, _)| family.to_owned()).collect();
     invalid.sort_unstable();
     let mut breakers: Vec<BreakerView> = read
         .circuits

@@ -11,6 +11,7 @@
 //! | [`snapshot`], [`findings`] | what is seen, and what it means. Pure |
 //! | [`decide`], [`rules`], [`answer`] | what to do: short circuits, rules, a model's answer. Pure |
 //! | [`controller`], [`gather`], [`report`] | one pass: claims it, reads, applies, tells |
+//! | [`post`] | the observer of a running process: passes, requested probes, a policy that changes |
 //! | [`prompt`] | the question to a model |
 //! | [`lab`] | the same policy on virtual time, through outages |
 //! | [`gates`] | what may be applied. Pure; `observe_apply.lua` judges the same again |
@@ -30,6 +31,7 @@ pub mod flags;
 pub mod gates;
 pub mod gather;
 pub mod lab;
+pub mod post;
 pub mod prompt;
 pub mod report;
 pub mod rules;

@@ -105,9 +105,15 @@ pub fn quiet_hours(text: &str) -> Option<(u32, u32)> {
     if text.eq_ignore_ascii_case("off") {
         return None;
     }
+    parse_quiet_hours(text).or(Some((23, 7)))
+}
+
+/// From hour, to hour, where the text says so.
+#[must_use]
+pub fn parse_quiet_hours(text: &str) -> Option<(u32, u32)> {
     let hour = |text: &str| text.trim().parse::<u32>().ok().filter(|hour| *hour < 24);
-    let parsed = text.split_once('-').and_then(|(from, to)| Some((hour(from)?, hour(to)?)));
-    parsed.or(Some((23, 7)))
+    let (from, to) = text.split_once('-')?;
+    Some((hour(from)?, hour(to)?))
 }
 
 /// Whether `hour` is quiet.
@@ -131,6 +137,12 @@ impl Reporter {
             zone: own.time_zone.parse().unwrap_or(chrono_tz::UTC),
             breakthrough: own.breakthrough,
         }
+    }
+
+    /// The same with what a changed configuration says.
+    #[must_use]
+    pub fn reconfigured(&self, config: &Config) -> Self {
+        Self::new(config, self.bus.clone(), self.appender.clone())
     }
 
     /// Whether now is quiet; `None` when it never is.
@@ -187,7 +199,7 @@ impl Reporter {
         let Some(text) = text(decision, &news, &note) else { return Ok(false) };
         let is_error =
             news.escalated.iter().any(|action| matches!(action, Action::Escalate { severity: Severity::Error, .. }));
-        self.hand_over(&text, is_error, &snapshot.gateway).await
+        self.hand_over(&decision.snapshot_id, &text, is_error, &snapshot.gateway).await
     }
 
     /// `None` while it was told lately; a note of how often it came up meanwhile, or an empty one.
@@ -206,7 +218,13 @@ impl Reporter {
         Ok(Some(format!("(×{} since {since})", times + 1)))
     }
 
-    async fn hand_over(&self, text: &str, is_error: bool, gateway: &GatewayView) -> Result<bool, String> {
+    async fn hand_over(
+        &self,
+        snapshot_id: &str,
+        text: &str,
+        is_error: bool,
+        gateway: &GatewayView,
+    ) -> Result<bool, String> {
         let text_of = |error: crate::streams::redis::Error| error.to_string();
         if gateway.sleep_mode {
             let entry = json!({ "event": "queue/observer.report", "timestamp": crate::moment::now(), "summary": text });
@@ -221,7 +239,8 @@ impl Reporter {
             self.bus.add_to_digest(text).await.map_err(text_of)?;
             return Ok(true);
         }
-        self.send(text).await?;
+        // A pass that is gone on with after a crash tells no second time.
+        self.send(text, Some(format!("{snapshot_id}-report"))).await?;
         Ok(true)
     }
 
@@ -236,15 +255,15 @@ impl Reporter {
         if kept.is_empty() {
             return Ok(());
         }
-        self.send(&kept.join("\n\n")).await?;
+        self.send(&kept.join("\n\n"), None).await?;
         self.bus.forget_digest(kept.len()).await.map_err(text_of)
     }
 
-    async fn send(&self, text: &str) -> Result<(), String> {
+    async fn send(&self, text: &str, id: Option<String>) -> Result<(), String> {
         let data = json!({ "channel": CHANNEL, "text": text, "audit": { "producer": "queue-observer" } });
         let data = JsonObject::parse(&data.to_string()).map_err(|error| error.to_string())?;
         let name = "gateway/send.message".parse().map_err(|_| "no event name".to_owned())?;
-        let event = NewEvent { priority: Priority::P1, ..NewEvent::new(name, "queue-observer", data) };
+        let event = NewEvent { id, priority: Priority::P1, ..NewEvent::new(name, "queue-observer", data) };
         self.appender.append(vec![event]).await.map_err(|error| error.to_string()).map(|_| ())
     }
 }

@@ -7,7 +7,7 @@ use crate::streams::family::Family;
 use crate::streams::priority::Priority;
 
 /// Rises with every change of the table, so that processes of different age can be told apart.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Short names that flags accept for families.
 pub const ALIASES: [(&str, &[&str]); 4] = [
@@ -48,7 +48,7 @@ const TABLE: [(&str, Priority, u64, &str, &str); 6] = [
 pub(super) fn entries() -> Vec<Entry> {
     // The names above are constants; a test reads them all.
     let family = |name: &str| name.parse::<Family>().ok();
-    TABLE
+    let mut entries: Vec<Entry> = TABLE
         .iter()
         .filter_map(|(name, priority, window, target, description)| {
             Some(Entry {
@@ -65,11 +65,42 @@ pub(super) fn entries() -> Vec<Entry> {
                 rate_per_s: None,
                 weight: 1,
                 ordered: false,
+                aimd: false,
                 max_age: None,
                 retry_client_errors: false,
                 breaker: BreakerSpec::default(),
                 origin: Origin::BuiltIn,
             })
         })
-        .collect()
+        .collect();
+    entries.extend(family(PROBE).map(probe));
+    entries
+}
+
+/// The event that asks the observer for a look beside its cadence.
+pub const PROBE: &str = "queue/observer.requested";
+
+fn probe(name: Family) -> Entry {
+    Entry {
+        pattern: Pattern::Exact(name),
+        priority: Priority::P1,
+        dedup_window: None,
+        dedup_key: None,
+        description: "the observer looks once, and changes nothing".to_owned(),
+        handler: HandlerSpec::Local { name: "observe".to_owned() },
+        // One looks at a time; what is asked for meanwhile is answered `skipped` at once, and must not wait for it.
+        concurrency: Some(4),
+        attempts: Some(2),
+        backoff: Backoff::default(),
+        // Beyond the longest time that models may take.
+        timeout: Some(Duration::from_secs(660)),
+        rate_per_s: None,
+        weight: 1,
+        ordered: false,
+        aimd: false,
+        max_age: None,
+        retry_client_errors: false,
+        breaker: BreakerSpec { is_off: true, ..BreakerSpec::default() },
+        origin: Origin::BuiltIn,
+    }
 }

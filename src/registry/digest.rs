@@ -55,6 +55,7 @@ impl Writer {
             rate_per_s,
             weight,
             ordered,
+            aimd,
             max_age,
             retry_client_errors,
             breaker,
@@ -77,6 +78,7 @@ impl Writer {
         self.option("rate", *rate_per_s);
         self.field("weight", weight);
         self.field("ordered", ordered);
+        self.field("aimd", aimd);
         self.duration("max_age", *max_age);
         self.field("retry_client_errors", retry_client_errors);
         self.breaker(breaker);

@@ -224,6 +224,8 @@ pub struct Entry {
     pub weight: u32,
     /// One at a time, in order.
     pub ordered: bool,
+    /// `concurrency` adapts to how its target does.
+    pub aimd: bool,
     /// Older events are not run but dead-lettered as `expired`.
     pub max_age: Option<Duration>,
     /// Retry 4xx answers too.

@@ -15,7 +15,7 @@ use crate::config::units::parse_duration;
 use crate::streams::family::Family;
 use crate::streams::priority::Priority;
 
-const ENTRY_KEYS: [&str; 17] = [
+const ENTRY_KEYS: [&str; 18] = [
     "name",
     "pattern",
     "priority",
@@ -30,6 +30,7 @@ const ENTRY_KEYS: [&str; 17] = [
     "rate",
     "weight",
     "ordered",
+    "aimd",
     "max_age",
     "retry_client_errors",
     "breaker",
@@ -150,6 +151,7 @@ impl Reader<'_> {
         let rate_per_s = self.read(fields, "", "rate", rate);
         let weight = self.read(fields, "", "weight", count);
         let ordered = self.read(fields, "", "ordered", boolean);
+        let aimd = self.read(fields, "", "aimd", boolean);
         let max_age = self.read(fields, "", "max_age", duration);
         let retry_client_errors = self.read(fields, "", "retry_client_errors", boolean);
         let breaker = self.breaker(fields);
@@ -171,6 +173,7 @@ impl Reader<'_> {
             rate_per_s,
             weight: weight.unwrap_or(1),
             ordered: ordered.unwrap_or(false),
+            aimd: aimd.unwrap_or(false),
             max_age,
             retry_client_errors: retry_client_errors.unwrap_or(false),
             breaker,

@@ -165,9 +165,10 @@ mod tests {
     }
 
     #[test]
-    fn the_six_built_in_entries_route_to_event_names() {
+    fn six_built_in_entries_route_to_event_names_and_one_to_the_observer() {
         let registry = Registry::builtin();
-        assert_eq!(registry.entries().len(), 6);
+        assert_eq!(registry.entries().len(), 7);
+        assert_eq!(lookup(&registry, builtin::PROBE).handler.kind(), "local");
         let table = [
             ("discovery/noted", Priority::P2, Some(60), "discovery/noted"),
             ("discovery/captured", Priority::P2, Some(60), "discovery/captured"),

@@ -195,8 +195,11 @@ async fn enqueue(State(internal): State<Internal>, body: Bytes) -> Response {
                 "streamId": accepted.stream_id.map(|id| id.to_string()),
                 "eventId": accepted.event_id,
                 "priority": accepted.priority,
-                "triageMode": "off",
+                "triageMode": accepted.triage.mode,
             });
+            if let Some(record) = &accepted.triage.record {
+                result["triage"] = record.to_value();
+            }
             if let Some(duplicate) = accepted.duplicate {
                 result["duplicate"] = json!(duplicate);
             }

@@ -43,6 +43,7 @@ use crate::model::{self, Models};
 use crate::net::guard::Guard;
 use crate::observer::controller::Observer;
 use crate::observer::flags::Policy;
+use crate::observer::post::Post;
 use crate::observer::report::Reporter;
 use crate::outbound::ahead::Ahead;
 use crate::outbound::figures::Figures;
@@ -63,7 +64,7 @@ use crate::triage::{self, Triage};
 use routes::{AdmissionRoutes, RegistryPlans};
 use senders::Leased;
 
-pub use note::{ServiceNote, running_service};
+pub use note::{ServiceNote, running_service, settings_of};
 
 /// Which parts a process plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,8 +194,9 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     });
     let note_bus = bus.clone();
     let (note_dir, note_stop) = (config.system.data_dir.clone(), stop.clone());
+    let (in_force, told_settings) = tokio::sync::watch::channel(settings_of(config));
     tasks.spawn(async move {
-        note::keep(&note_bus, &note_dir, note_stop).await;
+        note::keep(&note_bus, &note_dir, told_settings, note_stop).await;
         Ok(())
     });
 
@@ -232,16 +234,19 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             Ok(())
         });
     }
+    let mut observed = None;
     if role.drainer {
         let reporter = Reporter::new(config, bus.clone(), appender.clone());
         let models = Models::new(model::Settings::from_config(config), stop.clone());
         let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), Some(models))
             .with_probe(config.drainer.is_breaker_enabled);
-        let running = observer.run(stop.clone());
+        let post = Post::new(observer);
+        let running = post.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
             Ok(())
         });
+        observed = Some(post);
     }
     let mut vitals = None;
     if role.drainer && config.drainer.is_enabled {
@@ -273,6 +278,10 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             engine.clone(),
         )
         .with_outbound(sending);
+        let plans = match &observed {
+            Some(post) => plans.with_observer(post.clone()),
+            None => plans,
+        };
         let running = engine.clone().run(stop.clone());
         tasks.spawn(async move {
             running.await;
@@ -402,6 +411,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         leased,
         metrics: telemetry.metrics.clone(),
         triage: triaged,
+        observer: observed,
+        settings: in_force,
         wish,
         bus: bus.clone(),
     };

@@ -1,14 +1,19 @@
-//! `<data dir>/service.json`: which data set the service of this machine uses.
+//! `<data dir>/service.json`: which data set the service of this machine uses, and the settings that it goes by.
 //!
 //! Commands that change something compare it with the Redis they reach. A shell's stray `REDIS_URL` once sent a pause
 //! to another Redis than the drainer's: it "worked" and held nothing.
 
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::streams::bus::Bus;
 
 /// What a running service tells about itself.
@@ -21,6 +26,16 @@ pub struct ServiceNote {
     pub redis_url: String,
     /// The process.
     pub pid: u32,
+    /// The settings in force by variable; no secrets.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Settings as the note has them: what is set, without secrets and without the address of Redis.
+#[must_use]
+pub fn settings_of(config: &Config) -> BTreeMap<String, String> {
+    let told = config.effective.iter().filter(|setting| !setting.declared.is_secret);
+    told.filter_map(|setting| Some((setting.declared.key.to_owned(), setting.shown.clone()?))).collect()
 }
 
 fn path(data_dir: &Path) -> PathBuf {
@@ -40,7 +55,12 @@ pub fn running_service(data_dir: &Path) -> Option<ServiceNote> {
 }
 
 /// Writes the note once Redis answers, and removes it at the end.
-pub(super) async fn keep(bus: &Bus, data_dir: &Path, stop: CancellationToken) {
+pub(super) async fn keep(
+    bus: &Bus,
+    data_dir: &Path,
+    mut settings: watch::Receiver<BTreeMap<String, String>>,
+    stop: CancellationToken,
+) {
     let instance_id = loop {
         match bus.instance_id().await {
             Ok(instance_id) => break instance_id,
@@ -50,12 +70,20 @@ pub(super) async fn keep(bus: &Bus, data_dir: &Path, stop: CancellationToken) {
             },
         }
     };
-    let note = ServiceNote { instance_id, redis_url: bus.redis.display().to_owned(), pid: std::process::id() };
-    if let Err(error) = write(data_dir, &note) {
-        tracing::warn!(error = %error, "service.json can't be written: commands can't check that they use the same Redis");
-        return;
+    let pid = std::process::id();
+    let mut note =
+        ServiceNote { instance_id, redis_url: bus.redis.display().to_owned(), pid, settings: BTreeMap::new() };
+    loop {
+        note.settings = settings.borrow_and_update().clone();
+        if let Err(error) = write(data_dir, &note) {
+            tracing::warn!(error = %error, "service.json can't be written: commands can't check that they use the same Redis");
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Ok(()) = settings.changed() => {}
+        }
     }
-    stop.cancelled().await;
     if running_service(data_dir).as_ref() == Some(&note) {
         let _ = std::fs::remove_file(path(data_dir));
     }
@@ -65,6 +93,8 @@ fn write(data_dir: &Path, note: &ServiceNote) -> std::io::Result<()> {
     std::fs::create_dir_all(data_dir)?;
     let text = serde_json::to_string(note)?;
     let temporary = data_dir.join(format!(".service.json.{}", note.pid));
-    std::fs::write(&temporary, text)?;
+    // Settings are nobody else's business.
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?.write_all(text.as_bytes())?;
     std::fs::rename(temporary, path(data_dir))
 }

@@ -1,25 +1,29 @@
 //! What may change while a service runs: the env file, secret files, sources of webhooks, the registry.
 //!
-//! Looked at every two seconds and on SIGHUP. Secrets, sources, registry and the flags of triage take effect at once; of
-//! every other setting the name is journaled (`config.changed`) and logged, and it takes effect with the next start.
+//! Looked at every two seconds and on SIGHUP. Secrets, sources, registry and the flags of triage and observer take effect
+//! at once; of every other setting the name is journaled (`config.changed`) and logged, and it takes effect with the next
+//! start.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::senders::{self, Leased};
 use crate::config::{Config, Sources};
 use crate::diagnose::chain;
 use crate::ingest::gateway::Gateway;
+use crate::observer::flags;
+use crate::observer::post::Post;
 use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::records::Fact;
 use crate::telemetry::metrics::Metrics;
 use crate::triage::Triage;
-use crate::triage::flags::Flags;
+use crate::triage::flags::{Flags, Ignored};
 
 /// How often the env file is looked at.
 const POLL: Duration = Duration::from_secs(2);
@@ -35,6 +39,9 @@ pub(super) struct Reload {
     pub leased: Leased,
     pub metrics: Arc<Metrics>,
     pub triage: Option<Triage>,
+    pub observer: Option<Post>,
+    /// What is told of the settings in force.
+    pub settings: watch::Sender<BTreeMap<String, String>>,
     /// Told when somebody asks for it.
     pub wish: Arc<Notify>,
     pub bus: Bus,
@@ -48,7 +55,10 @@ impl Reload {
         let stamps = |config: &Config| (stamp(&config.env_file), stamp(&config.webhook.sources_file));
         let mut before = stamps(&self.config);
         if let Some(triage) = &self.triage {
-            tell_invalid(&self.bus, triage).await;
+            tell_invalid(&self.bus, triage.flags().ignored(None)).await;
+        }
+        if self.observer.is_some() {
+            tell_invalid(&self.bus, flags::ignored(&self.config, None)).await;
         }
         // What changed between the start and this stamp would never be seen otherwise.
         self.read_config().await;
@@ -88,22 +98,43 @@ impl Reload {
             }
         };
         let changed = config.changed_keys(&self.config);
+        let told = flags::ignored(&self.config, None);
         self.config = config;
         self.swap_senders();
-        if let Some(triage) =
-            self.triage.as_ref().filter(|_| changed.iter().any(|key| key.starts_with("QUEUE_TRIAGE_")))
-        {
-            triage.replace_flags(Flags::from_config(&self.config));
-            tell_invalid(&self.bus, triage).await;
+        let of_triage = Flags::from_config(&self.config);
+        if let Some(triage) = self.triage.as_ref().filter(|triage| *triage.flags() != of_triage) {
+            triage.replace_flags(of_triage);
+            tell_invalid(&self.bus, triage.flags().ignored(None)).await;
         }
+        let of_observer = |key: &&str| key.starts_with("QUEUE_OBSERVER_") || *key == "SYSTEM_BUS_TZ";
+        let ignored = flags::ignored(&self.config, None);
+        if let Some(post) = self.observer.as_ref().filter(|_| changed.iter().any(of_observer) || ignored != told) {
+            post.reconfigure(&self.config);
+            tell_invalid(&self.bus, ignored).await;
+        }
+        self.tell_settings();
         if !changed.is_empty() {
             tracing::warn!(
                 keys = changed.join(","),
-                "settings changed; restart the service for those that are neither secrets nor QUEUE_TRIAGE_*"
+                "settings changed; restart the service for those that are neither secrets nor QUEUE_TRIAGE_* nor QUEUE_OBSERVER_*"
             );
             let fact = Fact::new("queue", "config.changed").with("keys", changed.join(","));
             let _ = self.bus.journal([fact]).await;
         }
+    }
+
+    /// Of what changed, only what takes effect at once is in force now.
+    fn tell_settings(&self) {
+        let now = super::settings_of(&self.config);
+        self.settings.send_if_modified(|told| {
+            let before = told.clone();
+            let is_live = |key: &String| {
+                key.starts_with("QUEUE_TRIAGE_") || key.starts_with("QUEUE_OBSERVER_") || key == "SYSTEM_BUS_TZ"
+            };
+            told.retain(|key, _| !is_live(key));
+            told.extend(now.into_iter().filter(|(key, _)| is_live(key)));
+            *told != before
+        });
     }
 
     fn swap_senders(&self) {
@@ -114,9 +145,8 @@ impl Reload {
     }
 }
 
-/// Journals what has no effect in the flags of triage, so that a typo does not pass for a choice.
-async fn tell_invalid(bus: &Bus, triage: &Triage) {
-    let told = triage.flags().ignored(None);
+/// Journals what has no effect in the flags of triage or observer, so that a typo does not pass for a choice.
+async fn tell_invalid(bus: &Bus, told: Vec<Ignored>) {
     let facts = told.into_iter().map(|ignored| {
         let fact = Fact::new("queue", "config.invalid").warn();
         fact.with("variable", ignored.variable).with("item", ignored.item).with("why", ignored.why)
@@ -125,7 +155,7 @@ async fn tell_invalid(bus: &Bus, triage: &Triage) {
     if !facts.is_empty()
         && let Err(error) = bus.journal(facts).await
     {
-        tracing::warn!(error = %chain(&error), "ignored flags of triage are not in the journal");
+        tracing::warn!(error = %chain(&error), "ignored flags are not in the journal");
     }
 }
 

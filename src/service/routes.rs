@@ -19,7 +19,7 @@ use crate::functions::registry::INTERNAL;
 use crate::functions::registry::flow::DEFAULT_LIMIT;
 use crate::functions::store::WORK;
 use crate::ingest::admission::{Route, Routes};
-use crate::observer::flags::Policy;
+use crate::observer::post::{self, Post};
 use crate::outbound::deliver::Deliver;
 use crate::outbound::fan_out::FanOut;
 use crate::outbound::store::Endpoints;
@@ -107,8 +107,6 @@ pub struct HandlerSettings {
     pub secrets: NamedSecrets,
     /// Families have circuit breakers.
     pub is_breaker_enabled: bool,
-    /// Families that the observer may pause, with its cadence.
-    pub observed: HashMap<String, Duration>,
 }
 
 /// Builds plans from the registry in force; a handler is built once per table.
@@ -118,6 +116,7 @@ pub struct RegistryPlans {
     locals: LocalFunctions,
     engine: Engine,
     outbound: Option<Outbound>,
+    observer: Option<Post>,
     built: Mutex<Built>,
 }
 
@@ -132,13 +131,32 @@ impl RegistryPlans {
     /// Plans from `registry`, with functions run by `engine`.
     #[must_use]
     pub fn new(registry: RegistryHandle, settings: HandlerSettings, engine: Engine) -> Self {
-        Self { registry, settings, locals: LocalFunctions::builtin(), engine, outbound: None, built: Mutex::default() }
+        let locals = LocalFunctions::builtin();
+        Self { registry, settings, locals, engine, outbound: None, observer: None, built: Mutex::default() }
     }
 
     /// The same, with events sent to endpoints too.
     #[must_use]
     pub fn with_outbound(self, outbound: Outbound) -> Self {
         Self { outbound: Some(outbound), ..self }
+    }
+
+    /// The same, with an observer that answers requests for a look.
+    #[must_use]
+    pub fn with_observer(mut self, post: Post) -> Self {
+        let asked = post.clone();
+        self.locals = self.locals.with(post::FUNCTION, move |dispatch| {
+            let post = asked.clone();
+            async move { post.answer(dispatch).await }
+        });
+        Self { observer: Some(post), ..self }
+    }
+
+    /// The cadence of an observer that may pause `family`.
+    fn cadence(&self, family: &Family) -> Option<Duration> {
+        let policy = self.observer.as_ref()?.policy();
+        let may_pause = policy.mode == ObserverMode::Enforce && policy.auto.iter().any(|auto| auto == family.as_str());
+        may_pause.then_some(policy.interval)
     }
 
     /// The plan of an endpoint's deliveries.
@@ -155,6 +173,7 @@ impl RegistryPlans {
             concurrency,
             weight: 1,
             ordered: endpoint.is_some_and(|endpoint| endpoint.fifo),
+            aimd: false,
             rate_per_s: endpoint.and_then(|endpoint| endpoint.rate_limit_per_second),
             // The request has its own limit; a little is left for what is noted after it.
             timeout: outbound.settings().timeout + DELIVERY_MARGIN,
@@ -208,6 +227,7 @@ impl RegistryPlans {
             },
             weight: 1,
             ordered: false,
+            aimd: false,
             rate_per_s: None,
             timeout: WORK_TIMEOUT,
             max_age: None,
@@ -301,9 +321,9 @@ impl RegistryPlans {
             max: own.max.unwrap_or(default.max),
             close_after: own.close_after.unwrap_or(default.close_after),
         };
-        if let Some(cadence) = self.settings.observed.get(family.as_str()) {
+        if let Some(cadence) = self.cadence(family) {
             // So that a recovery is seen within one cadence of the observer plus one probe.
-            thresholds.max = thresholds.max.min(*cadence);
+            thresholds.max = thresholds.max.min(cadence);
         }
         Some(thresholds)
     }
@@ -366,6 +386,7 @@ impl Plans for RegistryPlans {
             weight: entry.map_or(1, |entry| entry.weight),
             // Deliveries in order are made one after another.
             ordered: is_in_order || entry.is_some_and(|entry| entry.ordered),
+            aimd: entry.is_some_and(|entry| entry.aimd),
             rate_per_s: entry.and_then(|entry| entry.rate_per_s),
             timeout: entry.and_then(|entry| entry.timeout).unwrap_or(default_timeout),
             max_age: entry.and_then(|entry| entry.max_age),
@@ -380,7 +401,9 @@ impl Plans for RegistryPlans {
 
     fn version(&self) -> u64 {
         let outbound = self.outbound.as_ref().map_or(0, Outbound::version);
+        let observer = self.observer.as_ref().map_or(0, Post::version);
         let others = self.engine.registry().version().wrapping_add(outbound.wrapping_mul(1 << 16));
+        let others = others.wrapping_add(observer.wrapping_mul(1 << 32));
         self.registry.version().wrapping_mul(1 << 40).wrapping_add(others)
     }
 
@@ -402,12 +425,6 @@ impl HandlerSettings {
                 .map(|server| InngestServer { base_url: server.url.clone(), key: server.event_key.clone() }),
             secrets: config.named_secrets(),
             is_breaker_enabled: config.drainer.is_breaker_enabled,
-            observed: {
-                let policy = Policy::from_config(config);
-                let is_enforced = policy.mode == ObserverMode::Enforce;
-                let auto = policy.auto.into_iter().filter(|_| is_enforced);
-                auto.map(|family| (family, policy.interval)).collect()
-            },
         }
     }
 }

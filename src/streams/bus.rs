@@ -28,6 +28,8 @@ pub struct ServerFacts {
     pub aof_enabled: bool,
     /// `appendfsync`, where the server lets us ask.
     pub appendfsync: Option<String>,
+    /// Connected replicas.
+    pub replicas: u64,
 }
 
 impl Bus {
@@ -89,6 +91,7 @@ impl Bus {
             max_memory: number("maxmemory"),
             aof_enabled: number("aof_enabled") == 1,
             appendfsync: appendfsync.and_then(|pair| pair.into_iter().nth(1)),
+            replicas: number("connected_slaves"),
         })
     }
 }

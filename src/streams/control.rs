@@ -2,7 +2,7 @@
 //!
 //! | key (after the tag) | type | changed by |
 //! |---|---|---|
-//! | `:pauses` | hash: family → record, JSON | `pause.lua`, `resume.lua`, `expire.lua` |
+//! | `:pauses` | hash: family, or a beginning of names with `*` → record, JSON | `pause.lua`, `resume.lua`, `expire.lua` |
 //! | `:pause-expiry` | zset: family → when it ends, ms | the same |
 //! | `:ctl` | channel | hints only, never the truth |
 //!
@@ -12,16 +12,19 @@
 //! 3. A record that can't be read still holds its family until its expiry; resume removes it.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
-use super::family::Family;
+use super::family::{Family, ParseFamilyError};
 use super::journal;
 use super::records::Fact;
 use super::redis::Error;
 use super::scripts;
+use super::steering::{self, Rate, Slot, Steering, Wish};
 
 /// Who set a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,13 +45,71 @@ impl PauseSource {
     }
 }
 
+/// What a pause holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// One family.
+    Family(Family),
+    /// Every family whose name begins so.
+    Prefix(Family),
+}
+
+impl Target {
+    /// The word of the record.
+    #[must_use]
+    pub const fn scope(&self) -> &'static str {
+        match self {
+            Self::Family(_) => "family",
+            Self::Prefix(_) => "prefix",
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Family(family) => write!(f, "{family}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = ParseFamilyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim().strip_suffix('*') {
+            Some(prefix) => prefix.parse().map(Self::Prefix),
+            None => text.parse().map(Self::Family),
+        }
+    }
+}
+
+impl From<Family> for Target {
+    fn from(family: Family) -> Self {
+        Self::Family(family)
+    }
+}
+
+impl From<&Family> for Target {
+    fn from(family: &Family) -> Self {
+        Self::Family(family.clone())
+    }
+}
+
+impl From<&Target> for Target {
+    fn from(target: &Target) -> Self {
+        target.clone()
+    }
+}
+
 /// A pause as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pause {
     /// Always `pause_family`.
     pub kind: String,
-    /// The held family.
+    /// The held family, or a beginning of names with `*`.
     pub family: String,
     /// How long it was asked for, ms.
     pub ttl_ms: u64,
@@ -74,13 +135,16 @@ pub struct Pause {
     /// Who exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
+    /// `family` or `prefix`; absent is `family`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
 }
 
 /// A pause to set.
 #[derive(Debug, Clone)]
 pub struct NewPause {
-    /// The family to hold.
-    pub family: Family,
+    /// What to hold.
+    pub family: Target,
     /// How long.
     pub ttl: Duration,
     /// Why; not blank.
@@ -120,26 +184,42 @@ pub enum ResumeOutcome {
         /// The pause that was, where it could be read.
         previous: Option<Box<Pause>>,
     },
+    /// It was not paused, but let through slowly; that is over, or goes on at another rate.
+    Trickled {
+        /// What was.
+        previous: Box<Steering>,
+    },
     /// It was not paused.
     NotPaused,
     /// A manual pause that the observer may not end.
     ManualPauseActive,
 }
 
+/// A trickle that never gets through ends after this.
+const TRICKLE_MS: u64 = 86_400_000;
+
 /// The pauses in force.
 #[derive(Debug, Clone, Default)]
 pub struct Pauses {
-    /// Family → (until when ms, the record or `None` when it can't be read).
+    /// Family or `<beginning>*` → (until when ms, the record or `None` when it can't be read).
     pub active: HashMap<String, (u64, Option<Pause>)>,
     /// The counter that every new pause raises: what was read from a lane at a higher one needs a fresh look.
     pub rev: u64,
 }
 
 impl Pauses {
+    /// What holds a family: the pause of its own, or the one of its name's beginning that ends last.
+    #[must_use]
+    pub fn of(&self, family: &str) -> Option<&(u64, Option<Pause>)> {
+        let is_meant = |key: &str| key.strip_suffix('*').is_some_and(|prefix| family.starts_with(prefix));
+        let by_prefix = || self.active.iter().filter(|(key, _)| is_meant(key)).max_by_key(|(_, (until, _))| *until);
+        self.active.get(family).or_else(|| by_prefix().map(|(_, pause)| pause))
+    }
+
     /// When the pause of `family` ends, if it is held.
     #[must_use]
     pub fn until(&self, family: &Family, now_ms: u64) -> Option<u64> {
-        self.active.get(family.as_str()).map(|(until, _)| *until).filter(|until| *until > now_ms)
+        self.of(family.as_str()).map(|(until, _)| *until).filter(|until| *until > now_ms)
     }
 
     /// The next end of any pause, ms.
@@ -180,9 +260,11 @@ impl Bus {
 
     /// Holds a family.
     pub async fn pause(&self, new: &NewPause) -> Result<PauseOutcome, Error> {
+        let name = new.family.to_string();
         let record = serde_json::json!({
             "kind": "pause_family",
-            "family": new.family,
+            "family": name,
+            "scope": new.family.scope(),
             "reason": new.reason,
             "source": new.source,
             "mode": new.source.as_str(),
@@ -193,12 +275,12 @@ impl Bus {
             _ => serde_json::Map::new(),
         };
         let fact = Fact::new("queue-control", "queue.control.applied")
-            .with("family", new.family.as_str())
+            .with("family", name.as_str())
             .with("sourceType", new.source.as_str())
             .with(
                 "action",
                 serde_json::json!({
-                    "kind": "pause_family", "family": new.family,
+                    "kind": "pause_family", "family": name,
                     "ttlMs": u64::try_from(new.ttl.as_millis()).unwrap_or(u64::MAX), "reason": new.reason,
                 }),
             );
@@ -208,7 +290,7 @@ impl Bus {
             .key(self.keys.journal())
             .key(self.keys.meta())
             .key(self.keys.observer("memory"))
-            .arg(new.family.as_str())
+            .arg(name.as_str())
             .number(new.ttl.as_millis())
             .arg(serde_json::Value::Object(record).to_string())
             .arg(new.source.as_str())
@@ -227,17 +309,40 @@ impl Bus {
     /// Lets a family go on.
     pub async fn resume(
         &self,
-        family: &Family,
+        target: impl Into<Target>,
         source: PauseSource,
         reason: &str,
         actor: Option<&str>,
     ) -> Result<ResumeOutcome, Error> {
-        let fact = |action| {
-            Fact::new("queue-control", action)
+        self.resume_at(&target.into(), source, reason, actor, None).await
+    }
+
+    /// The same, with what waited let through at a rate until it is through.
+    pub async fn resume_at(
+        &self,
+        target: &Target,
+        source: PauseSource,
+        reason: &str,
+        actor: Option<&str>,
+        trickle: Option<Rate>,
+    ) -> Result<ResumeOutcome, Error> {
+        let family = &target.to_string();
+        let record = trickle.map(|rate| {
+            let mut record = steering::record(Wish::Trickle(rate), family, reason, actor.unwrap_or_default());
+            record["ttlMs"] = serde_json::json!(TRICKLE_MS);
+            record
+        });
+        let mut action = serde_json::json!({"kind": "resume_family", "family": family, "reason": reason});
+        if let Some(record) = &record {
+            action["everyMs"] = record["everyMs"].clone();
+            action["max"] = record["max"].clone();
+        }
+        let fact = |name| {
+            Fact::new("queue-control", name)
                 .with("family", family.as_str())
                 .with("sourceType", source.as_str())
                 .with("actor", actor)
-                .with("action", serde_json::json!({"kind": "resume_family", "family": family, "reason": reason}))
+                .with("action", action.clone())
         };
         let rejected = fact("queue.control.rejected").failed(format!("queue family {family} is not paused"));
         let call = Self::call(&scripts::RESUME)
@@ -245,14 +350,24 @@ impl Bus {
             .key(self.keys.pause_expiry())
             .key(self.keys.journal())
             .key(self.keys.observer("memory"))
+            .key(self.keys.steering())
+            .key(self.keys.steering_expiry())
+            .key(self.keys.pace())
+            .key(self.keys.meta())
             .arg(family.as_str())
             .arg(source.as_str())
             .arg(self.keys.ctl())
             .arg(journal::encode_facts([fact("queue.control.applied")]))
-            .arg(journal::encode_facts([rejected]));
+            .arg(journal::encode_facts([rejected]))
+            .arg(Slot::Pace.field(family))
+            .arg(record.map(|record| record.to_string()).unwrap_or_default());
         let reply: Vec<String> = self.redis.run(call).await?;
         Ok(match reply.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["ok", previous] => ResumeOutcome::Resumed { previous: serde_json::from_str(previous).ok() },
+            ["trickled", previous] => match serde_json::from_str(previous) {
+                Ok(previous) => ResumeOutcome::Trickled { previous },
+                Err(_) => ResumeOutcome::Resumed { previous: None },
+            },
             [_, "manual_pause_active", ..] => ResumeOutcome::ManualPauseActive,
             _ => ResumeOutcome::NotPaused,
         })

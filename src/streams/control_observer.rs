@@ -68,10 +68,12 @@ pub struct Application<'a> {
     pub index: usize,
     /// Which family.
     pub family: &'a Family,
-    /// How long; `None` resumes.
+    /// How long a pause lasts.
     pub ttl_ms: Option<u64>,
-    /// Why.
-    pub reason: &'a str,
+    /// The action as it was suggested.
+    pub action: &'a Value,
+    /// Reason and message of a refusal that needs no look at Redis; it is recorded as any other is.
+    pub refused: Option<(&'a str, &'a str)>,
     /// The observer's mode.
     pub mode: &'a str,
     /// The model that decided.
@@ -175,38 +177,46 @@ impl Bus {
         Ok(if reply.first().is_some_and(|word| word == "ok") { Ok(()) } else { Err(Lost) })
     }
 
-    /// Ends a pass. `last_run` moves the cadence: back for a pass that failed, on for one that took its time.
-    pub async fn end_observer(&self, token: &str, last_run: Option<u64>, result: Option<&Value>) -> Result<(), Error> {
+    /// Ends a pass, with the records that tell of it. `last_run` moves the cadence: back for a pass that failed, on for
+    /// one that took its time.
+    pub async fn end_observer(
+        &self,
+        token: &str,
+        last_run: Option<u64>,
+        result: Option<&Value>,
+        facts: Vec<Fact>,
+    ) -> Result<Result<(), Lost>, Error> {
+        let blob = if facts.is_empty() { Vec::new() } else { journal::encode_facts(facts) };
         let call = self
             .observer_call("end")
             .arg(token)
             .arg(last_run.map(|ms| ms.to_string()).unwrap_or_default())
-            .arg(result.map(Value::to_string).unwrap_or_default());
-        self.redis.run::<Vec<String>>(call).await.map(|_| ())
+            .arg(result.map(Value::to_string).unwrap_or_default())
+            .arg(blob);
+        let reply: Vec<String> = self.redis.run(call).await?;
+        Ok(if reply.first().is_some_and(|word| word == "ok") { Ok(()) } else { Err(Lost) })
     }
 
     fn observer_call(&self, op: &'static str) -> super::redis::ScriptCall<'_> {
         let keys = ["lease", "last-run", "open", "fence", "last"];
         let call = Self::call(&scripts::OBSERVER);
-        keys.iter().fold(call, |call, name| call.key(self.keys.observer(name))).arg(op)
+        let call = keys.iter().fold(call, |call, name| call.key(self.keys.observer(name)));
+        call.key(self.keys.journal()).arg(op)
     }
 
     /// Applies an action, if every gate lets it pass.
     pub async fn apply_observed(&self, application: &Application<'_>) -> Result<Applied, Error> {
-        let Application { family, reason, ttl_ms, snapshot_id, mode, model, .. } = application;
-        let kind = if ttl_ms.is_some() { "pause_family" } else { "resume_family" };
-        let mut action = json!({ "kind": kind, "family": family, "reason": reason });
-        if let Some(ttl) = ttl_ms {
-            action["ttlMs"] = json!(ttl);
-        }
+        let Application { family, action, ttl_ms, snapshot_id, mode, model, .. } = application;
+        let kind = action["kind"].as_str().unwrap_or_default();
         let mut record = json!({
-            "kind": "pause_family", "family": family, "reason": reason, "source": "observer", "mode": mode,
+            "kind": "pause_family", "family": family, "reason": action["reason"], "source": "observer", "mode": mode,
             "snapshotId": snapshot_id, "actor": ACTOR,
         });
         if let Some(model) = model {
             record["model"] = json!(model);
         }
-        let fact = control_fact("queue.control.applied", application, &action);
+        let fact = control_fact("queue.control.applied", application);
+        let (refused, message) = application.refused.unwrap_or_default();
         let mut call = Self::call(&scripts::OBSERVE_APPLY)
             .key(self.keys.pauses())
             .key(self.keys.pause_expiry())
@@ -233,7 +243,9 @@ impl Bus {
             .arg(bounds)
             .arg(self.keys.ctl())
             .arg(journal::encode_facts([fact]))
-            .arg(if application.with_probe { "1" } else { "" });
+            .arg(if application.with_probe { "1" } else { "" })
+            .arg(refused)
+            .arg(message);
         let reply: Vec<String> = self.redis.run(call).await?;
         Ok(match reply.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["applied", record, ..] => Applied::Done(serde_json::from_str(record).ok()),
@@ -390,7 +402,7 @@ impl Bus {
 /// The observer's name in records.
 pub const ACTOR: &str = "queue-observer";
 
-fn control_fact(name: &'static str, application: &Application<'_>, action: &Value) -> Fact {
+fn control_fact(name: &'static str, application: &Application<'_>) -> Fact {
     Fact::new("queue-control", name)
         .with("snapshotId", application.snapshot_id)
         .with("mode", application.mode)
@@ -398,5 +410,5 @@ fn control_fact(name: &'static str, application: &Application<'_>, action: &Valu
         .with("family", application.family.as_str())
         .with("sourceType", "observer")
         .with("actor", ACTOR)
-        .with("action", action.clone())
+        .with("action", application.action.clone())
 }

@@ -17,6 +17,7 @@ use super::family::Family;
 use super::lane::Lane;
 use super::redis::Error;
 use super::rows::{CHUNK, LaneState, RawRow, convert, is_handback, is_retry};
+use super::sessions::SessionInfo;
 
 /// Most entries counted one by one in a lane whose lag Redis can't tell.
 pub const COUNT_LIMIT: u64 = 10_000;
@@ -107,6 +108,9 @@ pub struct FamilyDepth {
     pub oldest_age_ms: Option<u64>,
     /// The numbers are lower bounds.
     pub at_least: bool,
+    /// What of it all drainers together run at once, where its target made them run less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapted_limit: Option<u64>,
     /// Age of the newest open entry, ms.
     #[serde(skip)]
     pub newest_age_ms: Option<u64>,
@@ -130,6 +134,7 @@ impl FamilyDepth {
             paused_until: None,
             oldest_age_ms: None,
             at_least: false,
+            adapted_limit: None,
             newest_age_ms: None,
             oldest: None,
             newest: None,
@@ -210,6 +215,16 @@ impl Bus {
             let family = families.entry(name.clone()).or_insert_with(|| FamilyDepth::new(name));
             family.paused = true;
             family.paused_until = Some(*until);
+        }
+        for family in families.values_mut().filter(|family| !family.paused) {
+            let until = pauses.of(family.family.as_str()).map(|(until, _)| *until);
+            (family.paused, family.paused_until) = (until.is_some(), until);
+        }
+        let live: Vec<SessionInfo> = self.sessions().await?.into_iter().filter(|live| live.expires_ms > now).collect();
+        for family in families.values_mut() {
+            let limits: Vec<u64> =
+                live.iter().filter_map(|session| session.reduced_limit(family.family.as_str())).collect();
+            family.adapted_limit = (!limits.is_empty()).then(|| limits.iter().sum());
         }
         // Ids may be ahead of the clock after it was set back: no age is negative.
         let age = |ms: u64| now.saturating_sub(ms);

@@ -186,6 +186,8 @@ pub fn walk(id: EntryId, fields: &Fields, visit: &mut impl FnMut(Part<'_>)) -> b
     for row in fields.q.iter().flat_map(|q| q.split('\n')) {
         let mut parts = row.splitn(3, ' ');
         if let (Some(at), Some(family), Some(record)) = (parts.next(), parts.next(), parts.next()) {
+            // A pause is kept under its family; steering under `<slot>|<family>`.
+            let family = family.rsplit('|').next().unwrap_or(family);
             let fact = control_metadata(Fact::new("queue-control", "queue.control.expired"), record)
                 .with("family", family)
                 .with("expiredAtMs", at.parse::<u64>().unwrap_or(id.ms));

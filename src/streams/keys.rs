@@ -149,6 +149,24 @@ impl Keys {
         self.named("pause-expiry")
     }
 
+    /// Hash: `priority|<family>` or `pace|<family>` → steering, JSON.
+    #[must_use]
+    pub fn steering(&self) -> String {
+        self.named("steering")
+    }
+
+    /// Zset: the same → when it ends, ms.
+    #[must_use]
+    pub fn steering_expiry(&self) -> String {
+        self.named("steering-expiry")
+    }
+
+    /// Hash: family → what is used of the window of its pace.
+    #[must_use]
+    pub fn pace(&self) -> String {
+        self.named("pace")
+    }
+
     /// Hash: family → circuit breaker, JSON; a closed one has no field.
     #[must_use]
     pub fn breaker(&self) -> String {

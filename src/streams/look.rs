@@ -21,6 +21,7 @@ use super::priority::Priority;
 use super::records::Entry;
 use super::redis::Error;
 use super::rows::{LaneState, Row, convert, is_handback, is_retry, member, score_ms};
+use super::steering::{Slot, Steering, Steerings};
 
 /// Where an accepted event can be; exactly one at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -195,6 +196,24 @@ pub enum Hold {
         source: Option<PauseSource>,
         /// Why.
         reason: Option<String>,
+    },
+    /// Its family has a pace, and what it allows now is used.
+    Paced {
+        /// `batch_family` or `trickle_family`.
+        kind: String,
+        /// The window, ms.
+        every_ms: u64,
+        /// Starts in it.
+        max: u64,
+        /// Until when it has this pace, ms.
+        until_ms: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Its target made the drainers run less of its family at once.
+    Slowed {
+        /// So many, of all drainers that do.
+        limit: u64,
     },
     /// Its family's circuit breaker is not closed.
     Broken {
@@ -411,19 +430,21 @@ impl Bus {
         let lanes: Vec<Lane> = self.lanes().await?.into_iter().filter(is_wanted).collect();
         let youngest = filter.older_than.map(|age| now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(now)));
         let wants = |state: State| filter.state.is_none_or(|wanted| wanted == state);
+        let steerings = self.steerings().await?;
+        let levels = Levels { aging: filter.aging, steerings: &steerings };
         let mut listed: Vec<Listed> = Vec::new();
         // Few lanes at a time: what is kept never exceeds the limit plus one chunk's rows.
         for chunk in lanes.chunks(32) {
             for state in self.lane_states(chunk).await? {
                 if state.pending() > 0 {
-                    listed.extend(self.list_pending(&state, filter, now).await?);
+                    listed.extend(self.list_pending(&state, filter, &levels, now).await?);
                 }
                 if wants(State::Waiting) && state.waiting() != Some(0) {
                     let key = self.keys.lane(&state.lane);
                     let to = youngest.map_or_else(|| "+".to_owned(), |ms| ms.to_string());
                     let from = format!("({}", state.cursor);
                     let rows = self.rows(&key, &from, &to, filter.limit).await?;
-                    listed.extend(rows.iter().map(|row| line(&state.lane, row, State::Waiting, 0, now, filter.aging)));
+                    listed.extend(rows.iter().map(|row| line(&state.lane, row, State::Waiting, 0, now, &levels)));
                 }
             }
             listed.retain(|line| {
@@ -439,7 +460,13 @@ impl Bus {
         Ok(listed)
     }
 
-    async fn list_pending(&self, state: &LaneState, filter: &ListFilter, now: u64) -> Result<Vec<Listed>, Error> {
+    async fn list_pending(
+        &self,
+        state: &LaneState,
+        filter: &ListFilter,
+        levels: &Levels<'_>,
+        now: u64,
+    ) -> Result<Vec<Listed>, Error> {
         let lane = &state.lane;
         let mut pending = self.pending_rows(lane, "-", filter.limit).await?;
         pending.retain(|pending| filter.state.is_none_or(|state| state == state_of_pending(&pending.owner)));
@@ -449,7 +476,7 @@ impl Bus {
         for (pending, row) in pending.iter().zip(rows) {
             let Some(row) = row else { continue };
             let state = state_of_pending(&pending.owner);
-            let mut line = line(lane, &row, state, pending.deliveries, now, filter.aging);
+            let mut line = line(lane, &row, state, pending.deliveries, now, levels);
             if is_retry(&pending.owner) {
                 let mut cmd = redis::cmd("ZSCORE");
                 cmd.arg(self.keys.due_of(&lane.family)).arg(member(lane, row.id));
@@ -544,7 +571,7 @@ impl Bus {
         let (Some(lane), Place::Entry(_, id)) = (lane, place) else { return Ok(Hold::Missing) };
         if let Some(until_ms) = inspection.paused_until_ms {
             let pauses = self.pauses().await?;
-            let record = pauses.active.get(lane.family.as_str()).and_then(|(_, record)| record.as_ref());
+            let record = pauses.of(lane.family.as_str()).and_then(|(_, record)| record.as_ref());
             let reason = record.map(|pause| pause.reason.clone());
             return Ok(Hold::Paused { until_ms, source: record.map(|pause| pause.source), reason });
         }
@@ -573,6 +600,23 @@ impl Bus {
         let state = self.lane_states(std::slice::from_ref(&lane)).await?.pop();
         let cursor = state.map(|state| state.cursor).unwrap_or_default();
         let before = self.rows(&self.keys.lane(&lane), &format!("({cursor}"), &format!("({id}"), 1000).await?;
+        let steerings = self.steerings().await?;
+        if let Some(pace) = steerings.of(Slot::Pace, lane.family.as_str()).cloned() {
+            let (every_ms, max) = (pace.every_ms.unwrap_or(0), pace.max.unwrap_or(0));
+            return Ok(Hold::Paced {
+                kind: pace.kind,
+                every_ms,
+                max,
+                until_ms: pace.expires_at_ms,
+                reason: pace.reason,
+            });
+        }
+        let sessions = self.sessions().await?;
+        let live = sessions.iter().filter(|session| session.expires_ms > inspection.at_ms);
+        let limits: Vec<u64> = live.filter_map(|session| session.reduced_limit(lane.family.as_str())).collect();
+        if !limits.is_empty() {
+            return Ok(Hold::Slowed { limit: limits.iter().sum() });
+        }
         Ok(match before.len() as u64 {
             0 => Hold::Next,
             n => Hold::AheadInLane { n },
@@ -580,15 +624,22 @@ impl Bus {
     }
 }
 
-fn line(lane: &Lane, row: &Row, state: State, deliveries: u32, now: u64, aging: Option<Duration>) -> Listed {
+/// What decides at which level an entry counts.
+struct Levels<'a> {
+    aging: Option<Duration>,
+    steerings: &'a Steerings,
+}
+
+fn line(lane: &Lane, row: &Row, state: State, deliveries: u32, now: u64, levels: &Levels<'_>) -> Listed {
     let envelope = Envelope::decode(row.envelope()).ok();
     let (appended_ms, earlier) = row.first_append();
     let age_ms = now.saturating_sub(appended_ms);
-    let levels = aging.map_or(0, |aging| u128::from(age_ms) / aging.as_millis().max(1));
-    let effective_priority = match lane.priority {
-        Priority::P2 if levels >= 1 => Priority::P1,
-        Priority::P3 if levels >= 2 => Priority::P1,
-        Priority::P3 if levels == 1 => Priority::P2,
+    let raised = levels.aging.map_or(0, |aging| u128::from(age_ms) / aging.as_millis().max(1));
+    let steering = levels.steerings.of(Slot::Priority, lane.family.as_str());
+    let effective_priority = match steering.and_then(Steering::priority).unwrap_or(lane.priority) {
+        Priority::P2 if raised >= 1 => Priority::P1,
+        Priority::P3 if raised >= 2 => Priority::P1,
+        Priority::P3 if raised == 1 => Priority::P2,
         stored => stored,
     };
     Listed {

@@ -39,4 +39,5 @@ pub mod retention;
 mod rows;
 pub mod scripts;
 pub mod sessions;
+pub mod steering;
 pub mod trace;

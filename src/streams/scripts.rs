@@ -49,6 +49,10 @@ scripts! {
     RESUME = "resume.lua";
     /// Ends pauses whose time has come.
     EXPIRE = "expire.lua";
+    /// Gives a family another priority or a pace.
+    STEER = "steer.lua";
+    /// Grants permits of a pace.
+    PACE = "pace.lua";
     /// Who runs the observer's next pass, and when.
     OBSERVER = "observer.lua";
     /// Applies one decision of the observer, through its gates.

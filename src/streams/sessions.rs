@@ -56,6 +56,14 @@ pub struct SessionInfo {
     pub details: Option<serde_json::Value>,
 }
 
+impl SessionInfo {
+    /// What of a family it runs at once, where its target made it run less than its entry allows.
+    #[must_use]
+    pub fn reduced_limit(&self, family: &str) -> Option<u64> {
+        self.details.as_ref()?.get("limits")?.get(family)?.as_u64()
+    }
+}
+
 impl Bus {
     /// Opens or renews `session`. `open` is for the first call only.
     pub async fn renew_session(

@@ -62,13 +62,18 @@ impl Stage {
 
     async fn apply_at(&self, id: &str, ttl_ms: Option<u64>, captured_ms: u64, seen_rev: Option<u64>) -> Applied {
         let bounds = bounds();
+        let action = match ttl_ms {
+            Some(ttl) => serde_json::json!({ "kind": "pause_family", "family": NAME, "ttlMs": ttl, "reason": "test" }),
+            None => serde_json::json!({ "kind": "resume_family", "family": NAME, "reason": "test" }),
+        };
         let application = Application {
             token: &self.token,
             snapshot_id: id,
             index: 0,
             family: &self.family,
             ttl_ms,
-            reason: "test",
+            action: &action,
+            refused: None,
             mode: "enforce",
             model: None,
             seen_rev,
@@ -105,7 +110,7 @@ impl Stage {
 
     async fn manual(&self, seconds: u64) {
         let new = NewPause {
-            family: self.family.clone(),
+            family: self.family.clone().into(),
             ttl: Duration::from_secs(seconds),
             reason: "r".into(),
             source: PauseSource::Manual,
@@ -165,6 +170,12 @@ async fn budget_hold_limit_and_an_operators_word_refuse() {
     let span = |ago: u64, lasts: u64| format!("[{},{}]", now - ago, now - ago + lasts);
     stage.set_memory(&format!("{{\"pauses\":[{},{}]}}", span(3_000_000, 60_000), span(2_000_000, 60_000))).await;
     assert_eq!(stage.apply("b1", Some(300_000)).await, Err("budget_exhausted".into()));
+    // Two pauses are spent; the second is still there. A resume is never refused for that.
+    stage.set_memory("{}").await;
+    assert!(stage.apply("b1a", Some(300_000)).await.is_ok());
+    stage.age(60_000).await;
+    stage.set_memory(&format!("{{\"pauses\":[{},{}]}}", span(3_000_000, 60_000), span(60_000, 360_000))).await;
+    assert!(stage.apply("b1b", None).await.is_ok());
     stage.set_memory(&format!("{{\"pauses\":[{}]}}", span(6_900_000, 3_200_000))).await;
     assert_eq!(stage.apply("b2", Some(900_000)).await, Err("hold_limit".into()));
     stage.set_memory(&format!("{{\"pauses\":{{}},\"at\":{},\"by\":\"manual\"}}", now - 800_000)).await;
@@ -222,7 +233,11 @@ async fn one_claims_per_cadence_and_a_crashed_pass_is_gone_on_with() {
     let Claim::Run { token: second, open, .. } = claim("b").await.unwrap() else { panic!() };
     assert_eq!(open.as_deref(), Some("{\"decided\":1}"));
     assert!(t.bus.keep_observer(&token, LEASE, None).await.unwrap().is_err(), "the crashed one comes back");
-    t.bus.end_observer(&second, None, Some(&serde_json::json!({"n": 1}))).await.unwrap();
+    let fact = || vec![system_bus::streams::records::Fact::new("queue-observe", "queue.observe.completed")];
+    let result = serde_json::json!({"n": 1});
+    assert!(t.bus.end_observer(&second, None, Some(&result), fact()).await.unwrap().is_ok());
+    assert!(t.bus.end_observer(&second, None, Some(&result), fact()).await.unwrap().is_err(), "a pass ends once");
+    assert_eq!(t.actions().await.iter().filter(|action| *action == "queue.observe.completed").count(), 1);
     let Claim::Early { next_ms, last_ms } = claim("a").await.unwrap() else { panic!() };
     assert_eq!(next_ms - last_ms, 60_000);
     assert_eq!(t.bus.last_observed().await.unwrap().0.unwrap()["n"], 1);

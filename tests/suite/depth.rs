@@ -32,7 +32,7 @@ async fn every_state_is_counted_once() {
     t.done(SESSION, &leased[2]).await;
     let ttl = Duration::from_secs(60);
     let pause = NewPause {
-        family: family("c/d"),
+        family: family("c/d").into(),
         ttl,
         reason: "r".into(),
         source: PauseSource::Manual,

@@ -57,6 +57,7 @@ impl Plans for Weighed {
             concurrency: u32::MAX,
             weight: if family.as_str().starts_with("heavy/") { 3 } else { 1 },
             ordered: false,
+            aimd: false,
             rate_per_s: None,
             slots: Slots::Handlers,
             breaker: None,

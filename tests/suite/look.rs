@@ -74,7 +74,7 @@ async fn inspect_and_why_follow_an_event_through_its_life() {
     let behind = Place::Entry(second.lane.clone(), second.entry_id.unwrap());
     assert_eq!(t.bus.why(&behind, &routed).await.unwrap(), Hold::AheadInLane { n: 1 });
     let pause = NewPause {
-        family: family("a/b"),
+        family: family("a/b").into(),
         ttl: Duration::from_secs(60),
         reason: "maintenance".into(),
         source: PauseSource::Manual,
@@ -83,7 +83,7 @@ async fn inspect_and_why_follow_an_event_through_its_life() {
     };
     t.bus.pause(&pause).await.unwrap();
     assert!(matches!(why().await, Hold::Paused { reason: Some(reason), .. } if reason == "maintenance"));
-    t.bus.resume(&pause.family, PauseSource::Manual, "r", None).await.unwrap();
+    t.bus.resume(&family("a/b"), PauseSource::Manual, "r", None).await.unwrap();
 
     let leased = t.lease(SESSION, &lane("a/b:p1"), 1).await.remove(0);
     assert!(matches!(why().await, Hold::Leased { owner, .. } if owner == SESSION));
@@ -97,8 +97,8 @@ async fn inspect_and_why_follow_an_event_through_its_life() {
     t.retry(SESSION, &leased, Duration::from_secs(60)).await;
     assert!(matches!(why().await, Hold::Retry { due_ms: Some(_), error: Some(error) } if error == "boom"));
     assert_eq!((state().await.attempts, state().await.failures.unwrap().count), (1, 1));
-    t.cmd::<u64>(&["ZADD", &t.bus.keys.due_of(&pause.family), "1", &format!("p1|{}", leased.id)]).await;
-    let again = t.bus.claim_due(SESSION, &pause.family, 9).await.unwrap().remove(0);
+    t.cmd::<u64>(&["ZADD", &t.bus.keys.due_of(&family("a/b")), "1", &format!("p1|{}", leased.id)]).await;
+    let again = t.bus.claim_due(SESSION, &family("a/b"), 9).await.unwrap().remove(0);
     assert_eq!(state().await.lease.unwrap().fence, 2);
     t.kill(SESSION, &again).await;
     assert!(matches!(why().await, Hold::Dead { reason, .. } if reason == "rejected"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::drainer_support::Stage;
 use crate::support::{Joelclaw, Reply, eventually};
 use serde_json::Value;
+use system_bus::streams::breaker::State;
 use system_bus::streams::control::PauseSource;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -154,6 +155,47 @@ async fn enforcing_it_holds_an_outage_and_lets_go_after_it_and_nothing_is_lost_o
     let replayed = replayed.assert_success().json();
     assert!(replayed["result"]["total"].as_u64().unwrap() >= 3, "{replayed:#}");
     assert_eq!(replayed["result"]["changed"], 0, "{replayed:#}");
+    drainer.kill_9().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_into_an_outage_that_goes_on_tries_one_event_and_touches_no_other() {
+    let stage = Stage::start().await;
+    let joelclaw = joelclaw(&stage, "enforce");
+    let mut drainer = joelclaw.spawn(&["drainer"]);
+    drainer.wait_for_line("drainer started", LONG).await;
+    eventually(LONG, || async { if passes(&stage).await >= 1 { Ok(()) } else { Err("no pass yet") } }).await;
+    outage(&stage).await;
+    next_cadence(&stage).await;
+    eventually(LONG, || async {
+        let is_held = stage.bus.pauses().await.unwrap().active.contains_key(FAMILY);
+        let key = stage.bus.keys.observer("lease");
+        let is_over = stage.redis.cli(&["EXISTS", &key]).await == "0";
+        if is_held && is_over && passes(&stage).await >= 2 { Ok(()) } else { Err("not paused yet") }
+    })
+    .await;
+    // Nothing of it is on its way any more.
+    eventually(LONG, || async {
+        let depth = stage.bus.depth().await.unwrap();
+        let leased: u64 = depth.by_family.iter().map(|family| family.leased).sum();
+        if leased == 0 { Ok(()) } else { Err(leased) }
+    })
+    .await;
+    let tried =
+        || stage.sink.received().iter().filter(|request| request.header("x-event-name") == Some(FAMILY)).count();
+    let before = tried();
+    age(&stage, 70_000).await;
+    next_cadence(&stage).await;
+    let circuit = eventually(LONG, || async {
+        let applied = stage.facts_of("queue.control.applied").await.len();
+        let circuits = stage.bus.breakers().await.unwrap();
+        let found = circuits.get(FAMILY).filter(|circuit| circuit.state == State::Open && applied == 2).cloned();
+        found.ok_or(format!("{applied} applied, {circuits:?}"))
+    })
+    .await;
+    assert_eq!(tried(), before + 1, "{circuit:?}");
+    assert!(stage.bus.pauses().await.unwrap().active.is_empty());
+    assert_eq!(stage.bus.depth().await.unwrap().dead, 0);
     drainer.kill_9().await;
 }
 

@@ -142,3 +142,26 @@ async fn a_probe_runs_alone_and_changes_nothing() {
     assert!(t.bus.pauses().await.unwrap().active.is_empty());
     assert_eq!(observer.probe(1).await.unwrap()["status"], "enforce", "the first has ended");
 }
+
+#[tokio::test]
+async fn a_cadence_of_two_minutes_is_skipped_at_one_and_runs_at_two() {
+    let t = stage().await;
+    let policy = Policy {
+        interval: Duration::from_secs(120),
+        providers: vec![Provider::Rules],
+        ..policy(model::Provider::Command, ObserverMode::DryRun)
+    };
+    let observer = Observer::new(t.bus.clone(), policy, None, None);
+    let key = t.bus.keys.observer("last-run");
+    let now = t.bus.now_ms().await.unwrap();
+    let at = |ms: u64| system_bus::moment::iso(ms).unwrap();
+    let early = now - 60_000;
+    t.cmd::<()>(&["SET", &key, &early.to_string()]).await;
+    let skipped = observer.pass().await.unwrap();
+    assert_eq!((&skipped["status"], &skipped["reason"]), (&json!("skipped"), &json!("cadence")));
+    assert_eq!((&skipped["lastRunAt"], &skipped["nextRunAt"]), (&json!(at(early)), &json!(at(early + 120_000))));
+    assert_eq!(t.cmd::<String>(&["GET", &key]).await, early.to_string(), "the key is as it was");
+    t.cmd::<()>(&["SET", &key, &(now - 121_000).to_string()]).await;
+    assert_eq!(observer.pass().await.unwrap()["status"], "dry-run");
+    assert!(t.cmd::<String>(&["GET", &key]).await.parse::<u64>().unwrap() >= now);
+}

@@ -28,7 +28,7 @@ async fn run<T: redis::FromRedisValue>(t: &TestBus, script: &Script, keys: &[Str
 
 fn pause(source: PauseSource, seconds: u64) -> NewPause {
     NewPause {
-        family: family("a/b"),
+        family: family("a/b").into(),
         ttl: Duration::from_secs(seconds),
         reason: "r".into(),
         source,

@@ -106,6 +106,7 @@ impl Plans for Only {
             concurrency: u32::MAX,
             weight: 1,
             ordered: false,
+            aimd: false,
             rate_per_s: None,
             slots: Slots::Handlers,
             breaker: None,

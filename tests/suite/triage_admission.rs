@@ -13,6 +13,7 @@ use system_bus::service::routes::AdmissionRoutes;
 use system_bus::streams::entry_id::EntryId;
 use system_bus::streams::envelope::Envelope;
 use system_bus::streams::records::Fact;
+use system_bus::telemetry::projection::window;
 use system_bus::triage::Triage;
 use system_bus::triage::flags::Flags;
 use system_bus::triage::rules::RulesHandle;
@@ -167,6 +168,19 @@ async fn enforce_stores_what_was_decided_and_tells_it() {
     assert_eq!((accepted.triage.mode, accepted.lane.to_string()), (TriageMode::Shadow, "content/updated:p1".into()));
     let told = rig.told(4).await;
     assert_eq!((&told[3].metadata["mode"], &told[3].metadata["finalPriority"]), (&json!("shadow"), &json!("P1")));
+}
+
+#[tokio::test]
+async fn a_disputed_route_is_counted_and_changes_nothing() {
+    let rig = enforce(&answers("P1", Value::Null, "mismatch")).start().await;
+    let accepted = rig.emit("github/workflow_run.completed", "{}").await;
+    assert_eq!(accepted.lane.to_string(), "github/workflow_run.completed:p1");
+    let told = rig.told(2).await;
+    let completed = &told[1].metadata;
+    assert_eq!((&completed["routeCheck"], &completed["applied"]), (&json!("mismatch"), &json!(false)));
+    let told = window(&rig.bus.bus, EntryId::MIN).await.unwrap();
+    let count = |what: &str| told.count(what, |_, _| true);
+    assert_eq!((count("triage_route_mismatches"), count("triage_disagreements"), count("triage_applied")), (1, 1, 0));
 }
 
 #[tokio::test]

@@ -278,7 +278,7 @@ fn pauses_of(function: &Function, known: &Snapshot, pauses: &Pauses) -> (Option<
         json!({ "expiresAt": iso(*until), "reason": pause.as_ref().map(|pause| pause.reason.clone()) })
     });
     let events = function.triggers.iter().filter_map(|trigger| trigger.event.clone());
-    (marked.or(own), events.filter(|event| pauses.active.contains_key(event)).collect())
+    (marked.or(own), events.filter(|event| pauses.of(event).is_some()).collect())
 }
 
 fn shown(

@@ -114,7 +114,7 @@ async fn once(args: &Args, context: &Context) -> Result<Report, Failure> {
         None => format!("{} is sent.", sent.name()),
     };
     let mut human = Human::new().text(text).pairs([("id", sent.id.clone())]);
-    if let Some((until, _)) = bus.pauses().await.ok().and_then(|pauses| pauses.active.get(sent.name()).cloned()) {
+    if let Some((until, _)) = bus.pauses().await.ok().and_then(|pauses| pauses.of(sent.name()).cloned()) {
         let until = iso(until).unwrap_or_default();
         human = human.text(format!("{} is paused until {until}.", sent.name()));
         result["held"] = json!({ "family": sent.name(), "expiresAt": until });

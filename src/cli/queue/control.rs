@@ -1,4 +1,4 @@
-//! `joelclaw queue control status`: what is paused, and what was paused lately.
+//! `joelclaw queue control`: what is in force, what was lately, and the observer's kill switch.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::{self, Human};
-use super::act::operator;
+use super::act::{operator, steering};
 use super::breaker::view as breaker_view;
 use super::since::{Since, iso};
-use super::{bus, bus_to_change, redis_of};
+use super::{bus, bus_to_change, control_log, redis_of};
 use crate::config::units::parse_duration;
 use crate::diagnose::{Diagnose as _, chain};
 use crate::observer::flags::Policy;
@@ -28,7 +28,7 @@ const PAGE: usize = 512;
 /// How long the history may be read; then the counts say that they are cut.
 const READING: Duration = Duration::from_secs(3);
 
-/// Pauses and their history
+/// What is in force, and its history
 #[derive(Debug, Clone, clap::Args)]
 #[command(arg_required_else_help = true)]
 pub struct Args {
@@ -40,6 +40,8 @@ pub struct Args {
 enum Command {
     /// What is paused, and what was paused lately
     Status(StatusArgs),
+    /// Every change with who made it: the audit log
+    Log(control_log::Args),
     /// Keep the observer from applying anything: the kill switch
     DisableObserver(KillArgs),
     /// Let the observer apply things again
@@ -91,6 +93,7 @@ struct StatusArgs {
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     match &args.command {
         Command::Status(args) => status(args, context).await,
+        Command::Log(args) => control_log::run(args, context).await,
         Command::DisableObserver(args) => kill_switch(args, true, context).await,
         Command::EnableObserver(args) => kill_switch(args, false, context).await,
     }
@@ -174,6 +177,15 @@ async fn status(args: &StatusArgs, context: &Context) -> Result<Report, Failure>
         .collect();
     let mut control = control;
     control["breakers"] = json!(breakers);
+    let steered: Vec<Value> = bus
+        .steerings()
+        .await
+        .unwrap_or_default()
+        .sorted()
+        .into_iter()
+        .map(|steering| steering::view(steering, now))
+        .collect();
+    control["steering"] = json!(steered);
     if let Value::Object(more) = observer_view(&bus, context, now).await {
         more.into_iter().for_each(|(key, value)| control[key] = value);
     }
@@ -184,6 +196,17 @@ async fn status(args: &StatusArgs, context: &Context) -> Result<Report, Failure>
             vec![text("family"), text("state"), text("openUntil"), render::cut(&text("lastError"))]
         });
         human = human.title("Circuit breakers").table(&["FAMILY", "STATE", "UNTIL", "LAST ERROR"], rows);
+    }
+    if !steered.is_empty() {
+        let rows = steered.iter().map(|row| {
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            let what = row["priority"].as_str().map_or_else(
+                || format!("{} every {} ms", row["max"], row["everyMs"]),
+                |priority| format!("counts as {priority}"),
+            );
+            vec![text("family"), what, text("expiresAt"), text("actor"), render::cut(&text("reason"))]
+        });
+        human = human.title("Steered").table(&["FAMILY", "HOW", "UNTIL", "WHO", "WHY"], rows);
     }
     if !control["killSwitch"].is_null() {
         human = human.text("The kill switch is on: the observer applies nothing.");
@@ -246,6 +269,7 @@ pub fn view(pause: &Pause, now_ms: u64) -> Value {
         "expiresInMs": pause.expires_at_ms.saturating_sub(now_ms),
         "snapshotId": pause.snapshot_id,
         "actor": pause.actor,
+        "scope": pause.scope.as_deref().unwrap_or("family"),
     })
 }
 

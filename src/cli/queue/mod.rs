@@ -4,7 +4,9 @@
 
 pub mod act;
 pub mod breaker;
+mod config;
 pub mod control;
+mod control_log;
 pub mod dead;
 mod dead_change;
 pub mod fsck;
@@ -14,6 +16,7 @@ pub mod shed;
 pub mod simulate;
 pub mod since;
 pub mod stats;
+mod stats_outcomes;
 pub mod tail;
 pub mod triage;
 
@@ -50,6 +53,8 @@ enum Command {
     Stats(stats::Args),
     /// Pauses and their history
     Control(control::Args),
+    /// What the running service goes by
+    Config(config::Args),
     /// Look at the queue as the observer does, and tell what it would do; or run what it saw through today's policy
     Observe(observe::Args),
     /// Drive the observer's policy through outages on virtual time
@@ -75,6 +80,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Ending {
         Command::Act(command) => act::run(command, context).await,
         Command::Stats(args) => stats::run(args, context).await,
         Command::Control(args) => control::run(args, context).await,
+        Command::Config(args) => config::run(args, context).await,
         Command::Observe(args) => observe::run(args, context).await,
         Command::Simulate(args) => simulate::run(args),
         Command::Breaker(args) => breaker::run(args, context).await,

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -13,13 +14,14 @@ use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::{self, Human};
 use super::since::{Since, iso};
 use super::{bus, redis_of};
-use crate::config::ObserverMode;
+use crate::config::env_file::EnvFile;
+use crate::config::{Config, ObserverMode};
 use crate::diagnose::{Diagnose as _, Exit, chain};
 use crate::model::{self, Models};
 use crate::observer::actions::Action;
 use crate::observer::controller::{Look, Observer};
 use crate::observer::decide::{self, Reply, Step};
-use crate::observer::flags::{Policy, Provider, Trigger};
+use crate::observer::flags::{self, Policy, Provider, Trigger};
 use crate::observer::snapshot::Snapshot;
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
@@ -37,7 +39,8 @@ const RECENT: usize = 5;
     after_help = "Nothing is ever applied by this command.\n\nExamples:\n  joelclaw queue observe\n  \
                   joelclaw queue observe --no-model\n  joelclaw queue observe --replay 24h\n  \
                   joelclaw queue observe --replay 1749990000000-0..1749993600000-0 --fail-on-change\n  \
-                  joelclaw queue observe --replay - < snapshots.ndjson"
+                  joelclaw queue observe --replay - < snapshots.ndjson\n  \
+                  joelclaw queue observe --replay 24h --policy now.env --policy next.env"
 )]
 pub struct Args {
     /// How far back the history goes
@@ -58,6 +61,9 @@ pub struct Args {
     /// Run recorded snapshots through today's policy: from..to of journal ids, a time to begin at, or - for standard input
     #[arg(long, value_name = "RANGE")]
     replay: Option<String>,
+    /// Settings QUEUE_OBSERVER_* to decide by instead of those in force, as an env file; given twice, the two are compared
+    #[arg(long, value_name = "FILE", requires = "replay")]
+    policy: Vec<PathBuf>,
     /// Exit 1 when the replay decides otherwise than was recorded
     #[arg(long, requires = "replay")]
     fail_on_change: bool,
@@ -73,19 +79,58 @@ fn failed(error: crate::streams::redis::Error) -> Failure {
         .next(NextAction::new("queue depth", "See what waits"))
 }
 
-/// Runs the command.
-pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
-    let mut policy = Policy::from_config(&context.config);
-    // A probe of an operator looks whatever the service is set to.
+/// The policy of a configuration, for a look of an operator: whatever the service is set to.
+fn for_a_look(config: &Config, is_asking: bool) -> Policy {
+    let mut policy = Policy::from_config(config);
     policy.mode = ObserverMode::DryRun;
-    if args.no_model || args.replay.is_some() {
+    if !is_asking {
         policy.providers.retain(|provider| *provider == Provider::Rules);
     }
     if policy.providers.is_empty() {
         policy.providers = vec![Provider::Rules];
     }
+    policy
+}
+
+/// The policy in force, but for what the file says of it.
+fn of_file(path: &Path, context: &Context) -> Result<Policy, Failure> {
+    let file = EnvFile::read(path).map_err(|error| {
+        let message = format!("{} can't be read: {error}", path.display());
+        Failure::new(
+            "INPUT_UNREADABLE",
+            Exit::Usage,
+            message,
+            "Give a file with lines such as QUEUE_OBSERVER_MAX_TTL_MS=600000.",
+        )
+    })?;
+    let mut sources = context.sources.clone();
+    sources.flags.extend(file.values.into_iter().filter(|(key, _)| key.starts_with("QUEUE_OBSERVER_")));
+    let config = Config::load(&sources)?;
+    let wrong = flags::ignored(&config, None).into_iter().find(|one| sources.flags.contains_key(one.variable));
+    match wrong {
+        Some(one) => {
+            let message = format!("{}: {}: {}", path.display(), one.variable, one.why);
+            Err(Failure::new("CONFIG_INVALID_VALUE", Exit::Usage, message, "Correct the value in the file."))
+        }
+        None => Ok(for_a_look(&config, false)),
+    }
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
+    let is_asking = !args.no_model && args.replay.is_none();
+    let mut policy = for_a_look(&context.config, is_asking);
     if let Some(range) = &args.replay {
-        return replay(args, range, policy, context).await;
+        let compared = match args.policy.as_slice() {
+            [] => (None, policy),
+            [one] => (None, of_file(one, context)?),
+            [one, other] => (Some(of_file(one, context)?), of_file(other, context)?),
+            _ => {
+                let message = "--policy is given more than twice";
+                return Err(Failure::new("USAGE_ERROR", Exit::Usage, message, "Compare two policies at a time."));
+            }
+        };
+        return replay(args, range, compared, context).await;
     }
     let since = Since::of(args.since.as_deref())?;
     let bus = bus(context)?;
@@ -258,15 +303,32 @@ struct Then {
     actions: Vec<Action>,
 }
 
-async fn replay(args: &Args, range: &str, policy: Policy, context: &Context) -> Result<Report, Failure> {
+/// With a first policy its decisions are what the second one's are held against; else what was recorded is.
+async fn replay(
+    args: &Args,
+    range: &str,
+    (first, policy): (Option<Policy>, Policy),
+    context: &Context,
+) -> Result<Report, Failure> {
     let recorded = if range == "-" { from_stdin()? } else { from_journal(range, context).await? };
     let (mut rows, mut same, mut changed) = (Vec::new(), 0_u64, 0_u64);
     for Recorded { at, snapshot, then } in &recorded {
         let now = decide_again(snapshot, &policy, then.as_ref());
-        let is_same = then.as_ref().is_none_or(|then| then.actions == now.suggested_actions);
+        let by_first = first.as_ref().map(|first| decide_again(snapshot, first, then.as_ref()));
+        let is_same = match &by_first {
+            Some(other) => (&other.suggested_actions, &other.would_apply) == (&now.suggested_actions, &now.would_apply),
+            None => then.as_ref().is_none_or(|then| then.actions == now.suggested_actions),
+        };
         same += u64::from(is_same);
         changed += u64::from(!is_same);
         let why = match (then, is_same) {
+            _ if by_first.is_some() => {
+                if is_same {
+                    "both do the same"
+                } else {
+                    "the two policies differ"
+                }
+            }
             (None, _) => "nothing was recorded",
             (Some(_), true) => "the same actions",
             (Some(then), false) if then.rule != now.rule => "another rule matches",
@@ -278,7 +340,9 @@ async fn replay(args: &Args, range: &str, policy: Policy, context: &Context) -> 
             "at": at,
             "same": is_same,
             "recorded": then.as_ref().map(|then| json!({ "provider": then.provider, "rule": then.rule, "actions": then.actions })),
-            "now": { "provider": now.provider, "rule": now.rule, "actions": now.suggested_actions, "findings": now.findings },
+            "first": by_first.as_ref().map(|first| json!({ "provider": first.provider, "rule": first.rule,
+                "actions": first.suggested_actions, "wouldApply": first.would_apply })),
+            "now": { "wouldApply": now.would_apply, "provider": now.provider, "rule": now.rule, "actions": now.suggested_actions, "findings": now.findings },
             "why": why,
             "told": short(&now.suggested_actions),
         }));

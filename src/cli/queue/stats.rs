@@ -9,7 +9,7 @@ use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::Human;
 use super::since::{Since, iso};
-use super::{bus, redis_of};
+use super::{bus, redis_of, stats_outcomes};
 use crate::diagnose::{Diagnose as _, chain};
 use crate::streams::bus::Bus;
 use crate::streams::depth::Depth;
@@ -70,6 +70,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let queued = queued(&bus, &depth).await.map_err(failed)?;
 
     let mut result = told_of(&told, &depth, &queued);
+    stats_outcomes::add(&mut result["triage"], &bus, from).await.map_err(failed)?;
     let effective = told.known_since_ms().max(from.ms);
     let anchor = since.map(|_| from.ms);
     result["window"] = json!({

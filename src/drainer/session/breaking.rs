@@ -66,7 +66,13 @@ impl Session {
                 None => circuits.remove(family.as_str()),
             };
         }
+        let is_half_open = |family: &Family| {
+            self.breaking.circuits.get(family.as_str()).is_some_and(|circuit| circuit.state == State::HalfOpen)
+        };
+        let is_back = |family: &&Family| is_half_open(family) && !circuits.contains_key(family.as_str());
+        let back: Vec<Family> = self.adaptive.keys().filter(is_back).cloned().collect();
         self.breaking.circuits = circuits;
+        back.iter().for_each(|family| self.begin_low(family));
         let lost = |family: &Family, probe: &Probe, breaking: &Circuits, own: &str| {
             let circuit = breaking.get(family.as_str());
             matches!(probe, Probe::Ready) && circuit.and_then(|circuit| circuit.holder.as_deref()) != Some(own)
@@ -119,10 +125,16 @@ impl Session {
                 self.breaking.probes.remove(&family);
             }
         }
-        match circuit {
-            Some(circuit) => self.breaking.circuits.insert(family.to_string(), circuit),
+        let before = match circuit {
+            Some(circuit) => {
+                self.breaking.circuits.insert(family.to_string(), circuit);
+                None
+            }
             None => self.breaking.circuits.remove(family.as_str()),
         };
+        if before.is_some_and(|before| before.state == State::HalfOpen) {
+            self.begin_low(&family);
+        }
         self.apply_hold(&family);
         self.ask_for_probes();
     }

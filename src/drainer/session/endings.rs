@@ -34,6 +34,7 @@ impl Session {
         if !handler.ends_at_once() {
             self.judge(token, &lane.family, &row.id.0, handler.kind(), &outcome, now);
         }
+        self.adapt(&lane.family, row.duration_us, breaking::verdict(handler.kind(), &outcome), now);
         let completion = |ending| Completion { lane: lane.clone(), id: leased.id, ending };
         if !row.start_known && matches!(outcome, Outcome::Retry { .. } | Outcome::Fail { .. }) {
             // An end without its start would be missing from every count of starts.

@@ -16,6 +16,7 @@
 mod breaking;
 mod dispatch;
 mod endings;
+mod pacing;
 mod reading;
 mod routes;
 mod stopping;
@@ -30,7 +31,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use breaking::Breaking;
+use pacing::Pacing;
 
+use super::adaptive::Adaptive;
 use super::clock::Clock;
 use super::handlers::{Handler, Outcome};
 use super::housekeeping::{Control, Tick};
@@ -48,6 +51,7 @@ use crate::streams::family::Family;
 use crate::streams::lane::Lane;
 use crate::streams::lease::Leased;
 use crate::streams::records::DispatchRow;
+use crate::streams::steering::Permits;
 
 /// How long a blocking read lasts at most: pauses are looked at again after it.
 const BLOCK: Duration = Duration::from_millis(500);
@@ -103,6 +107,13 @@ pub enum Event {
         family: Family,
         /// What it is now; `None` is closed.
         circuit: Option<Circuit>,
+    },
+    /// Permits of a family that has a pace; `None` when Redis did not say.
+    Permits {
+        /// Its family.
+        family: Family,
+        /// What was granted.
+        permits: Option<Permits>,
     },
     /// The registry changed.
     PlansChanged,
@@ -188,6 +199,10 @@ pub struct Session {
     unseen_rev: u64,
     /// Circuit breakers, what this drainer saw of families, and its probes.
     breaking: Breaking,
+    /// Families whose concurrency adapts.
+    adaptive: HashMap<Family, Adaptive>,
+    /// Other priorities and paces that an operator set.
+    pacing: Pacing,
     /// The last turn ended at its bound: there may be more to start.
     turn_is_cut: bool,
 }
@@ -253,6 +268,8 @@ impl Session {
             never_cancelled: CancellationToken::new(),
             turn_is_cut: false,
             breaking: Breaking::default(),
+            adaptive: HashMap::new(),
+            pacing: Pacing::default(),
             deferred: Vec::new(),
             unseen_rev: 0,
             unrouted: HashSet::new(),
@@ -305,6 +322,7 @@ impl Session {
         if self.stopping.is_none() {
             self.ask_readers();
             self.start_what_may();
+            self.ask_for_permits();
         }
         let idle = self.in_flight.is_empty();
         self.outbox.flush(&self.bus, &self.id, &self.events, idle || self.stopping.is_some());
@@ -377,6 +395,7 @@ impl Session {
             }
             Event::Reaped => self.busy.reaps = self.busy.reaps.saturating_sub(1),
             Event::Breaker { family, circuit } => self.on_breaker(family, circuit),
+            Event::Permits { family, permits } => self.on_permits(family, permits),
             Event::PlansChanged => self.replan(),
             Event::Quarantined(mut picked) => {
                 // Its mark is stored: whatever ends it must take the mark away too.

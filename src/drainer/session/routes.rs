@@ -1,5 +1,8 @@
 //! What the loop knows of families: plans, limits, and what holds them.
 
+use std::collections::HashMap;
+
+use super::super::adaptive::Adaptive;
 use super::super::plan::FamilyPlan;
 use super::super::scheduler::Limits;
 use crate::streams::family::Family;
@@ -26,10 +29,45 @@ impl Session {
         plan
     }
 
+    /// What of a family may run at once now.
+    fn adapted(&mut self, family: &Family, plan: &FamilyPlan) -> u32 {
+        if !plan.aimd {
+            self.adaptive.remove(family);
+            return plan.concurrency;
+        }
+        let most = plan.concurrency.min(u32::try_from(self.settings.concurrency).unwrap_or(u32::MAX));
+        let adaptive = self.adaptive.entry(family.clone()).or_insert_with(|| Adaptive::new(most));
+        adaptive.set_most(most);
+        adaptive.limit()
+    }
+
+    /// An attempt ended: families whose concurrency adapts learn from it.
+    pub(super) fn adapt(&mut self, family: &Family, took_us: u64, verdict: Option<bool>, now: u64) {
+        let Some(is_good) = verdict else { return };
+        let Some(adaptive) = self.adaptive.get_mut(family) else { return };
+        if adaptive.ended(now, took_us, is_good) {
+            self.apply_plan(family);
+        }
+    }
+
+    /// A target has come back.
+    pub(super) fn begin_low(&mut self, family: &Family) {
+        if let Some(adaptive) = self.adaptive.get_mut(family) {
+            adaptive.begin_low();
+            self.apply_plan(family);
+        }
+    }
+
+    /// Families that run less at once than their entries allow, for whoever asks why.
+    pub(super) fn reduced(&self) -> HashMap<String, u32> {
+        let reduced = self.adaptive.iter().filter(|(_, adaptive)| adaptive.is_reduced());
+        reduced.map(|(family, adaptive)| (family.to_string(), adaptive.limit())).collect()
+    }
+
     pub(super) fn apply_plan(&mut self, family: &Family) {
         let plan = self.plan(family);
         let limits = Limits {
-            concurrency: plan.concurrency,
+            concurrency: self.adapted(family, &plan),
             weight: plan.weight,
             ordered: plan.ordered,
             rate_per_s: plan.rate_per_s,

@@ -28,6 +28,7 @@ impl Session {
             self.outbox.due(),
             due.map(at),
             self.next_later.filter(|_| !self.busy.control).map(at),
+            self.next_permits().map(at),
             self.started_records_at,
             self.stopping.as_ref().map(|stopping| stopping.deadline),
         ]
@@ -170,7 +171,7 @@ impl Session {
 
     pub(super) fn details(&self) -> String {
         let free = self.settings.concurrency.saturating_sub(self.handlers_in_flight() + self.scheduler.heads());
-        self.shared.details(self.in_flight.len(), free, &self.plans.hash())
+        self.shared.details(self.in_flight.len(), free, &self.plans.hash(), &self.reduced())
     }
 
     pub(super) fn on_tick(&mut self, tick: Result<Tick, crate::streams::redis::Error>) -> std::ops::ControlFlow<()> {
@@ -223,6 +224,7 @@ impl Session {
             Ok(control) => {
                 self.pauses = control.pauses;
                 self.learn_circuits(control.circuits);
+                self.learn_steering(control.steerings);
                 self.pauses_read = Some(Instant::now());
                 self.next_later = control.next_later;
                 // Merged, not replaced: what failed a moment ago may not be in this snapshot yet. A stale entry costs
@@ -295,7 +297,7 @@ impl Session {
                     self.know(&lane);
                 }
             }
-            Some(("pause" | "resume" | "breaker", _)) => self.control_at = Instant::now(),
+            Some(("pause" | "resume" | "breaker" | "steer", _)) => self.control_at = Instant::now(),
             Some(("ready", name)) => {
                 if let Ok(lane) = name.parse::<Lane>() {
                     self.know(&lane);

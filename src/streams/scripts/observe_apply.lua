@@ -4,10 +4,12 @@ observe_apply.lua: apply one decision of the observer, if every gate lets it pas
 
 KEYS  1 pauses hash   2 pause-expiry zset   3 journal stream   4 meta hash (counter `rev`)   5 breaker hash
       6 kill switch   7 memory hash (family -> JSON)   8 applied hash   9 lease   10.. the family's lanes
-ARGV  1 lease token   2 application key `<snapshot id>:<index>`   3 'pause_family' | 'resume_family'   4 family
+ARGV  1 lease token   2 application key `<snapshot id>:<index>`   3 kind, 'pause_family' | 'resume_family' | one that is
+      refused by 13   4 family
       5 ttl ms   6 record without times (JSON)   7 revision that the snapshot saw, '' when none   8 captured at, ms
       9 limits (JSON: snapshotMs maxTtlMs manualQuietMs resumeDwellMs pauseDwellMs perFamily inAll holdMs)
       10 control channel   11 journal blob   12 '1' when a resume goes through the breaker's half-open state
+      13 reason and 14 message of a refusal that needs no look at Redis, or ''
 Returns {'applied', record, previous record or ''} | {'rejected', reason, message, standing record or ''}
         | {'lost'} when the lease is no longer the caller's: nothing was changed or journaled.
         Repeated with the same application key it answers the same again and changes nothing.
@@ -28,6 +30,15 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local standing = redis.call('HGET', pauses, family)
 local ends = tonumber(redis.call('ZSCORE', expiry, family) or 0)
 if not standing or ends <= now then standing = nil end
+if not standing then
+  -- A pause of a beginning of names is an operator's, and holds this family too.
+  for _, name in ipairs(redis.call('HKEYS', pauses)) do
+    local prefix = string.match(name, '^(.*)%*$')
+    if prefix and string.sub(family, 1, #prefix) == prefix and tonumber(redis.call('ZSCORE', expiry, name) or 0) > now then
+      standing = redis.call('HGET', pauses, name)
+    end
+  end
+end
 local old = {}
 if standing then
   local readable, record = pcall(cjson.decode, standing)
@@ -67,6 +78,7 @@ local function has_depth()
 end
 
 local function refusal()
+  if ARGV[13] ~= '' then return ARGV[13], ARGV[14] end
   local switched = redis.call('GET', kill)
   if switched then return 'kill_switch', 'the kill switch is on' end
   if now - captured > limits.snapshotMs then return 'stale_snapshot', 'the snapshot is ' .. math.floor((now - captured) / 1000) .. ' s old' end

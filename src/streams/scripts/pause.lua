@@ -50,6 +50,8 @@ if readable and type(own) == 'table' and own.pauses then
   if last and last[2] > now then last[2] = now end
   redis.call('HSET', memory, family, cjson.encode(own))
 end
-redis.call('XADD', journal, '*', 'b', blob, 'c', text)
+local known, replaced = pcall(cjson.decode, standing or '')
+if known then record.previous = replaced end
+redis.call('XADD', journal, '*', 'b', blob, 'c', known and cjson.encode(record) or text)
 redis.call('PUBLISH', channel, 'pause ' .. family)
 return {'ok', text, standing or ''}

@@ -90,6 +90,9 @@ pub struct Recent {
 pub struct State {
     /// Family → when it was paused, ms: from, to. A pause that is in force ends at its expiry, unless it is ended before.
     pauses: BTreeMap<String, Vec<(u64, u64)>>,
+    /// The same of beginnings of names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    prefix_pauses: BTreeMap<String, Vec<(u64, u64)>>,
     /// The last batch that it knows of.
     seen: (u64, u64),
     /// The minute of the first.
@@ -138,7 +141,13 @@ impl State {
     /// For how many ms of `from..to` the family was paused.
     fn paused_ms(&self, family: &str, from: u64, to: u64) -> u64 {
         let overlap = |(start, end): &(u64, u64)| (*end).min(to).saturating_sub((*start).max(from));
-        self.pauses.get(family).map_or(0, |pauses| pauses.iter().map(overlap).sum())
+        self.pauses_of(family).map(overlap).sum::<u64>().min(to.saturating_sub(from))
+    }
+
+    /// When a family was paused, by its own name or by the beginning of it.
+    fn pauses_of(&self, family: &str) -> impl Iterator<Item = &(u64, u64)> {
+        let by_prefix = self.prefix_pauses.iter().filter(move |(prefix, _)| family.starts_with(prefix.as_str()));
+        self.pauses.get(family).into_iter().flatten().chain(by_prefix.flat_map(|(_, pauses)| pauses))
     }
 
     /// Something of `family` started.
@@ -166,14 +175,22 @@ impl State {
         }
     }
 
+    fn pauses_named<'a>(&mut self, name: &'a str) -> (&'a str, &mut BTreeMap<String, Vec<(u64, u64)>>) {
+        match name.strip_suffix('*') {
+            Some(prefix) => (prefix, &mut self.prefix_pauses),
+            None => (name, &mut self.pauses),
+        }
+    }
+
     fn pause_begins(&mut self, family: &str, at: u64, until: u64) {
         if self.is_past {
             return;
         }
-        if self.pauses.len() >= PAUSED_FAMILIES && !self.pauses.contains_key(family) {
+        let (name, map) = self.pauses_named(family);
+        if map.len() >= PAUSED_FAMILIES && !map.contains_key(name) {
             return;
         }
-        let pauses = self.pauses.entry(family.to_owned()).or_default();
+        let pauses = map.entry(name.to_owned()).or_default();
         match pauses.last_mut() {
             // A pause that replaces another goes on with it.
             Some((_, end)) if *end > at => *end = until,
@@ -188,10 +205,17 @@ impl State {
         if self.is_past {
             return;
         }
-        if let Some((start, end)) = self.pauses.get_mut(family).and_then(|pauses| pauses.last_mut()) {
+        let (name, map) = self.pauses_named(family);
+        if let Some((start, end)) = map.get_mut(name).and_then(|pauses| pauses.last_mut()) {
             *end = (*end).min(at.max(*start));
         }
     }
+}
+
+/// What a control record is about: `pause`, `resume`, `reprioritize`, `batch`, ….
+fn control_kind(fact: &Fact) -> &str {
+    let kind = fact.metadata.get("action").and_then(|action| action.get("kind")).and_then(Value::as_str);
+    kind.map_or("pause", |kind| kind.trim_end_matches("_family"))
 }
 
 /// Adds to one of the lists of recent records.
@@ -304,7 +328,7 @@ fn take_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], state: &mu
         if family == CANARY {
             continue;
         }
-        let has_pauses = state.pauses.contains_key(family);
+        let has_pauses = state.pauses_of(family).next().is_some();
         let (mut waits, mut active, mut ends, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in of_lane {
             let total = totals.entry((row.lane, row.handler)).or_default();
@@ -427,35 +451,35 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         "queue.unrouted" => table.count(format!("unrouted|{family}|"), 1),
         "queue.drainer.stalled" => table.count(format!("stalled||{}", text("reason")), 1),
         "queue.control.applied" => {
-            let is_pause = fact.metadata.get("action").and_then(|action| action.get("kind"))
-                != Some(&Value::from("resume_family"));
-            let what = if is_pause { "pause" } else { "resume" };
+            let what = control_kind(fact);
             if text("sourceType") == "observer" {
                 table.count(format!("observer_action|{what}_family|applied"), 1);
             }
             table.count(format!("control|{what}|{}|applied", text("sourceType")), 1);
-            if is_pause {
+            if what == "pause" {
                 let number = |key: &str| fact.metadata.get(key).and_then(Value::as_u64);
                 state.pause_begins(
                     family,
                     number("appliedAtMs").unwrap_or(id.ms),
                     number("expiresAtMs").unwrap_or(u64::MAX),
                 );
-            } else {
+            } else if what == "resume" {
                 state.pause_ends(family, id.ms);
             }
         }
         "queue.control.expired" => {
             let source = fact.metadata.get("source").and_then(Value::as_str).unwrap_or("manual");
-            table.count(format!("control|pause|{source}|expired"), 1);
-            // It ended when its time was up, not when somebody noticed.
-            let ended = fact.metadata.get("expiresAtMs").and_then(Value::as_u64).unwrap_or(id.ms);
-            state.pause_ends(family, ended.min(id.ms));
+            let kind = fact.metadata.get("kind").and_then(Value::as_str).unwrap_or("pause_family");
+            let what = kind.trim_end_matches("_family");
+            table.count(format!("control|{what}|{source}|expired"), 1);
+            if what == "pause" {
+                // It ended when its time was up, not when somebody noticed.
+                let ended = fact.metadata.get("expiresAtMs").and_then(Value::as_u64).unwrap_or(id.ms);
+                state.pause_ends(family, ended.min(id.ms));
+            }
         }
         "queue.control.rejected" => {
-            let is_resume = fact.metadata.get("action").and_then(|action| action.get("kind"))
-                == Some(&Value::from("resume_family"));
-            let what = if is_resume { "resume" } else { "pause" };
+            let what = control_kind(fact);
             table.count(format!("control|{what}|{}|rejected", text("sourceType")), 1);
             if text("sourceType") == "observer" {
                 table.count(format!("observer_action|{what}_family|rejected"), 1);
@@ -690,6 +714,27 @@ mod tests {
         assert_eq!((max("wait"), max("wait_active")), (Some(50_000.0), Some(20_000.0)));
         assert_eq!(total.samples[&("e2e".into(), "a/b:p1".into())].summary().max, Some(50_001.5));
         assert_eq!(total.counts["promoted|a/b:p1|P3"], 1);
+    }
+
+    #[test]
+    fn neither_is_one_of_a_beginning_of_names_and_a_pace_is_no_pause() {
+        let mut fold = Fold::default();
+        let of = |kind: &str, family: &str| {
+            let fact = Fact::new("queue-control", "queue.control.applied").with("family", family);
+            let fact = fact.with("sourceType", "manual").with("action", serde_json::json!({ "kind": kind }));
+            Record::Fact(fact)
+        };
+        fold.take(
+            at(100_000),
+            &fields(&[of("pause_family", "a/*"), of("pause_family", "c/*"), of("batch_family", "a/b")]),
+        );
+        fold.take(at(130_000), &fields(&[of("resume_family", "a/*")]));
+        fold.take(at(140_001), &fields(&[dispatched(50_000, 140_000, 1)]));
+        let total = fold.total();
+        let max = |kind: &str| total.samples[&(kind.to_owned(), "a/b:p1".to_owned())].summary().max;
+        assert_eq!((max("wait"), max("wait_active")), (Some(50_000.0), Some(20_000.0)));
+        assert_eq!(total.counts["control|batch|manual|applied"], 1);
+        assert_eq!(State::decode(&fold.state.encode()), fold.state);
     }
 
     #[test]

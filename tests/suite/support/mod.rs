@@ -25,6 +25,7 @@
 
 mod http_sink;
 mod joelclaw;
+mod redis_gate;
 mod redis_server;
 
 use std::fmt::Debug;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 pub use http_sink::{HttpSink, Received, Reply};
 pub use joelclaw::{Joelclaw, Ran, Running};
+pub use redis_gate::{RedisGate, Side};
 pub use redis_server::{TestRedis, redis_server_binary};
 
 /// The step of every wait.

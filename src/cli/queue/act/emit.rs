@@ -151,8 +151,7 @@ async fn one(args: &Args, bus: &Bus, admission: &Admission, context: &Context) -
     let mut human = Human::new()
         .text(sentence(&accepted))
         .pairs([("event id", accepted.event_id.clone()), ("lane", accepted.lane.to_string())]);
-    if let Some((until, pause)) = bus.pauses().await.ok().and_then(|pauses| pauses.active.get(family.as_str()).cloned())
-    {
+    if let Some((until, pause)) = bus.pauses().await.ok().and_then(|pauses| pauses.of(family.as_str()).cloned()) {
         let expires = crate::moment::iso(until);
         human = human.text(format!("{family} is paused until {}.", expires.clone().unwrap_or_default()));
         let source = pause.map(|pause| pause.source);

@@ -1,9 +1,12 @@
 //! Commands that change something. Each refuses to touch another data set than the running service uses.
 
 pub mod ack;
+pub mod batch;
 pub mod emit;
 pub mod pause;
+pub mod reprioritize;
 pub mod resume;
+pub mod steering;
 
 use super::super::Context;
 use super::super::output::{Failure, Report};
@@ -19,6 +22,10 @@ pub enum Command {
     Pause(pause::Args),
     /// Let a paused family go on
     Resume(resume::Args),
+    /// Let the events of a family count as of another priority, for a while
+    Reprioritize(reprioritize::Args),
+    /// Let a family run in batches, for a while
+    Batch(batch::Args),
     /// Acknowledge entries that nothing will dispatch any more
     Ack(ack::Args),
 }
@@ -30,6 +37,8 @@ pub async fn run(command: &Command, context: &Context) -> Result<Report, Failure
         Command::Pause(args) => pause::run(args, context).await,
         Command::Ack(args) => ack::run(args, context).await,
         Command::Resume(args) => resume::run(args, context).await,
+        Command::Reprioritize(args) => reprioritize::run(args, context).await,
+        Command::Batch(args) => batch::run(args, context).await,
     }
 }
 

@@ -16,19 +16,21 @@ use crate::config::units::parse_duration;
 use crate::diagnose::Exit;
 use crate::registry::{ALIASES, Registry};
 use crate::streams::bus::Bus;
-use crate::streams::control::{NewPause, Pause, PauseOutcome, PauseSource};
-use crate::streams::family::Family;
+use crate::streams::control::{NewPause, Pause, PauseOutcome, PauseSource, Target};
+use crate::streams::family::{Family, ParseFamilyError};
 
 /// The shortest pause.
 const LEAST: Duration = Duration::from_secs(60);
 
-/// Hold a family: its events are kept, no other family waits
+/// Hold a family, or all whose name begins so: their events are kept, no other family waits
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  joelclaw queue pause content/updated --ttl 10m --reason 'downstream is away'\n  \
-                        joelclaw queue pause content/updated --until 2026-03-07T19:30:00Z")]
+                        joelclaw queue pause content/updated --until 2026-03-07T19:30:00Z\n  \
+                        joelclaw queue pause 'github/*' --ttl 1h --reason 'migration'")]
 pub struct Args {
-    /// The event name
-    family: Family,
+    /// The event name, or the beginning of names with a *
+    #[arg(value_parser = target)]
+    family: Target,
     /// How long: 60 s to QUEUE_PAUSE_MAX_TTL_MS; bare digits are seconds
     #[arg(long, value_name = "DURATION", default_value = "15m")]
     ttl: String,
@@ -51,14 +53,14 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let longest = context.config.queue.pause_max_ttl;
     let asked = match args.until {
         Some(_) => None,
-        None => Some(ttl(&args.ttl, longest).ok_or_else(|| invalid(args, "--ttl", &args.ttl, longest))?),
+        None => Some(ttl(&args.ttl, longest).ok_or_else(|| invalid(&args.family, "--ttl", &args.ttl, longest))?),
     };
     let bus = bus_to_change(context).await?;
     let ttl = match (asked, args.until) {
         (None, Some(until)) => {
             let ms = u64::try_from(until.timestamp_millis()).unwrap_or(0).saturating_sub(bus.now_ms().await?);
             let ttl = Duration::from_millis(ms);
-            within(ttl, longest).ok_or_else(|| invalid(args, "--until", &until.to_rfc3339(), longest))?
+            within(ttl, longest).ok_or_else(|| invalid(&args.family, "--until", &until.to_rfc3339(), longest))?
         }
         (asked, _) => asked.unwrap_or(LEAST),
     };
@@ -71,7 +73,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         actor: Some(actor(args.actor.as_deref(), context)),
         shorten: args.yes,
     };
-    let warning = unknown(&bus, registry(context)?.current().as_ref(), family).await?;
+    let warning = match family {
+        Target::Family(family) => unknown(&bus, registry(context)?.current().as_ref(), family).await?,
+        Target::Prefix(_) => None,
+    };
     match bus.pause(&new).await? {
         PauseOutcome::Paused { pause, replaced } => {
             let parts = Parts { pause: &pause, replaced: replaced.as_ref(), warning };
@@ -82,7 +87,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 }
 
 /// `<n>`, `<n>s`, `<n>m`, `<n>h`, `<n>d` in any case.
-fn ttl(text: &str, longest: Duration) -> Option<Duration> {
+pub(super) fn ttl(text: &str, longest: Duration) -> Option<Duration> {
     let text = text.trim().to_ascii_lowercase();
     let ttl = parse_duration(&text).filter(|_| !text.ends_with("ms"))?;
     within(ttl, longest)
@@ -92,13 +97,32 @@ fn within(ttl: Duration, longest: Duration) -> Option<Duration> {
     (LEAST..=longest).contains(&ttl).then_some(ttl)
 }
 
-fn invalid(args: &Args, flag: &str, text: &str, longest: Duration) -> Failure {
+/// What a pause may be of. Functions and endpoints have commands of their own, which know more than names.
+fn target(text: &str) -> Result<Target, String> {
+    let target: Target = text.parse().map_err(|error: ParseFamilyError| error.to_string())?;
+    match &target {
+        Target::Prefix(prefix)
+            if ["inngest/", "outbound/"]
+                .iter()
+                .any(|own| own.starts_with(prefix.as_str()) || prefix.as_str().starts_with(own)) =>
+        {
+            Err("functions and endpoints are paused by their own commands".into())
+        }
+        _ => Ok(target),
+    }
+}
+
+pub(super) fn invalid_ttl(flag: &str, text: &str, longest: Duration) -> Failure {
     let message = format!("Invalid {flag} value: {text}");
     let fix = format!("Use a duration between 60s and {}, for example --ttl 10m.", render::age(longest));
+    Failure::new("QUEUE_CONTROL_INVALID_TTL", Exit::Usage, message, fix)
+}
+
+fn invalid(target: &Target, flag: &str, text: &str, longest: Duration) -> Failure {
     let retry = NextAction::new("queue pause <family> --ttl 10m --reason <text>", "Retry with a valid time")
-        .param("family", Param::new().value(args.family.as_str()).required())
+        .param("family", Param::new().value(target.to_string()).required())
         .param("text", Param::new().required());
-    Failure::new("QUEUE_CONTROL_INVALID_TTL", Exit::Usage, message, fix).next(retry)
+    invalid_ttl(flag, text, longest).next(retry)
 }
 
 fn longer_stands(args: &Args, standing: Option<&Pause>) -> Failure {

@@ -203,6 +203,7 @@ fn entry_json(entry: &Entry) -> Value {
         "ratePerS": entry.rate_per_s,
         "weight": entry.weight,
         "ordered": entry.ordered,
+        "aimd": entry.aimd,
         "maxAgeMs": ms(entry.max_age),
         "origin": entry.origin.to_string(),
     })

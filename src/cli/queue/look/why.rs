@@ -96,6 +96,20 @@ pub fn explain(hold: &Hold, family: Option<&Family>, now_ms: u64) -> Explained {
             let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
             (format!("{name} is paused until {}{reason}.", at(*until_ms)), Some(format!("queue resume {name}")))
         }
+        Hold::Paced { kind, every_ms, max, reason, .. } => {
+            #[allow(clippy::cast_precision_loss)]
+            let window = *every_ms as f64 / 1000.0;
+            let end = if kind == "trickle_family" { "resume" } else { "batch" };
+            let flag = if kind == "trickle_family" { "" } else { " --end" };
+            (
+                format!("{name} starts at most {max} every {window} s: {reason}."),
+                Some(format!("queue {end} {name}{flag}")),
+            )
+        }
+        Hold::Slowed { limit } => (
+            format!("The target of {name} fails or is slow: {limit} at once until it goes well."),
+            Some("queue stats --by family".to_owned()),
+        ),
         Hold::Broken { state, until_ms, error } => {
             let after = if error.is_empty() { String::new() } else { format!(" after: {error}") };
             let then = match (state.as_str(), until_ms) {
