@@ -16,6 +16,7 @@
 pub mod health;
 pub mod internal;
 mod internal_agent;
+mod internal_replay;
 pub mod internal_worker;
 pub mod metrics;
 pub mod trace;

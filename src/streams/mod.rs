@@ -39,3 +39,4 @@ mod rows;
 pub mod scripts;
 pub mod sessions;
 pub mod trace;
+pub mod written;
