@@ -88,3 +88,4 @@ mod webhooks_promises;
 mod webhooks_sources;
 mod webhooks_standard;
 mod webhooks_vectors;
+mod written;
