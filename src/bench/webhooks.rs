@@ -1,8 +1,8 @@
 //! `webhooks`: signed GitHub deliveries at a steady rate, Redis killed in the middle and started again. Counts answers, and
 //! then what is stored: each 2xx has to be there once, and everything else has to have been 503.
 //!
-//! Gateway, spool and server are in this process, Redis and the connections are real. Redis syncs each append, because
-//! what it answers before a sync is a promise that no kill has to keep.
+//! Gateway, spool, log and server are in this process, put together as the service does it; Redis and the connections are
+//! real. Redis syncs once a second, as our own does.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,21 +16,23 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, rounded};
-use crate::config::SpoolFor;
+use crate::config::{Bodies, SpoolFor};
 use crate::ingest::admission::{Admission, Route, Routes};
+use crate::ingest::deliveries::{DeliveryLog, LogSettings};
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Beside, Gateway, GatewaySettings};
+use crate::ingest::kept::Kept;
 use crate::ingest::providers::{self, Options, Provider, Sample, SecretTable, Senders};
 use crate::ingest::signature::Secrets;
 use crate::ingest::spool::Spool;
 use crate::server::{self, Parts, health::Readiness};
-use crate::streams::append::{Appender, Durability, Settings};
+use crate::streams::append::{Appender, Settings};
 use crate::streams::bus::Bus;
 use crate::streams::envelope::Envelope;
 use crate::streams::family::Family;
 use crate::streams::json::JsonObject;
 use crate::streams::lane::Lane;
-use crate::streams::managed::{AppendFsync, ManagedOptions, ManagedRedis};
+use crate::streams::managed::{ManagedOptions, ManagedRedis};
 use crate::streams::priority::Priority;
 use crate::streams::redis::Redis;
 
@@ -124,7 +126,6 @@ pub async fn run(plan: &WebhooksPlan, mut progress: impl FnMut(&str)) -> Result<
     let dir = tempfile::tempdir().map_err(|error| part(&error))?;
     let mut options = ManagedOptions::new(dir.path().join("redis"));
     options.binary.clone_from(&plan.binary);
-    options.appendfsync = AppendFsync::Always;
     let mut redis_server = ManagedRedis::start(options).await.map_err(|error| part(&error))?;
     let url = redis_server.url();
     let redis = Redis::open(&url, &url)?;
@@ -132,8 +133,8 @@ pub async fn run(plan: &WebhooksPlan, mut progress: impl FnMut(&str)) -> Result<
     let stop = CancellationToken::new();
     let _stops = stop.clone().drop_guard();
 
-    let settings = Settings { durability: Durability::Disk, ..Settings::default() };
-    let admission = Admission::new(Arc::new(Appender::start(&bus, settings)), Arc::new(Anything));
+    let appender = Appender::start(&bus, Settings::default());
+    let admission = Admission::new(Kept::new(appender, &bus), Arc::new(Anything));
     let spool = match plan.has_spool {
         true => Some(Spool::open(dir.path().join("spool"), 1 << 30).map_err(|error| part(&error))?),
         false => None,
@@ -146,7 +147,10 @@ pub async fn run(plan: &WebhooksPlan, mut progress: impl FnMut(&str)) -> Result<
         providers::builtin(&Options::default()),
         SecretTable::from([("GITHUB_WEBHOOK_SECRET".to_owned(), secrets)]),
     );
-    let beside = Beside { spool: spool.clone(), ..Beside::default() };
+    let log = LogSettings { keep: Duration::from_secs(3600), bodies: Bodies::Redacted, count: 20_000, bytes: 64 << 20 };
+    let (log, writing) = DeliveryLog::start(bus.separate(), log, stop.clone());
+    tokio::spawn(writing);
+    let beside = Beside { spool: spool.clone(), log: Some(log), ..Beside::default() };
     let settings = GatewaySettings { spool_for: SpoolFor::NoRetryProviders, ..GatewaySettings::default() };
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.map_err(|error| part(&error))?;
     let address = listener.local_addr().map_err(|error| part(&error))?;

@@ -308,6 +308,8 @@ settings! {
         spool_dir: PathBuf = path(), "WEBHOOK_SPOOL_DIR", default "~/.joelclaw/webhook-spool";
         /// Bytes of them; beyond it the answer is 503.
         spool_max_bytes: u64 = bytes(64 << 10..=1 << 40), "WEBHOOK_SPOOL_MAX_BYTES", default "256MiB";
+        /// Drop what is, by its own time, older than WEBHOOK_DEDUP_TTL_SECONDS, where no signed time tells a replay (github, vercel, todoist, front rules). Off unless set: a delivery that somebody sends again by hand may be of any age.
+        reject_expired: bool = flag(), "WEBHOOK_REJECT_EXPIRED", default "false";
         /// GitHub events that are passed on as they are, comma-separated: `push,pull_request`. They are named `github/<event>.<action>`.
         github_passthrough: Vec<String> = list(), "GITHUB_WEBHOOK_PASSTHROUGH", default "";
         /// The relay must sign a time.

@@ -67,6 +67,10 @@ pub const PATTERNS: &[(&str, &str)] = &[
         "WEBHOOK_RATE_LIMIT_<PROVIDER>",
         "Most valid deliveries, `N/s` or `N/m`. Unset: no limit. Above it a provider that sends again is answered 429; others are taken.",
     ),
+    (
+        "WEBHOOK_FILTER_<PROVIDER>",
+        "Event names of it that are taken, comma-separated, with `*` for any text: `github/*,!github/package.*`. `!` leaves out. Unset: all.",
+    ),
     ("<PROVIDER>_WEBHOOK_MAX_BODY_BYTES", "Its own WEBHOOK_MAX_BODY_BYTES, up to 25MiB."),
     (
         "WEBHOOK_SOURCE_<ID>_SECRET",
@@ -76,7 +80,7 @@ pub const PATTERNS: &[(&str, &str)] = &[
 
 /// Whether `key` is one of [`PATTERNS`] that begins with a prefix of ours.
 pub(super) fn is_patterned(key: &str) -> bool {
-    key.starts_with("WEBHOOK_RATE_LIMIT_") || key.starts_with("WEBHOOK_SOURCE_")
+    ["WEBHOOK_RATE_LIMIT_", "WEBHOOK_FILTER_", "WEBHOOK_SOURCE_"].iter().any(|start| key.starts_with(start))
 }
 
 const PART: &str = "webhook secrets";

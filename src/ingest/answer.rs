@@ -174,6 +174,7 @@ pub(super) enum Refused {
     Incomplete,
     Encoding,
     Unconfigured,
+    Disabled,
     Signature(Refusal),
     NotJson,
     TooFast(Duration),
@@ -189,7 +190,7 @@ pub(super) enum Refused {
 impl Refused {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Unconfigured | Self::Append(_) | Self::Relay { .. } => Outcome::Failed,
+            Self::Unconfigured | Self::Disabled | Self::Append(_) | Self::Relay { .. } => Outcome::Failed,
             _ => Outcome::Rejected,
         }
     }
@@ -202,10 +203,18 @@ impl Refused {
             Self::TooLarge => "too_large",
             Self::Signature(Refusal::StaleTimestamp | Refusal::FutureTimestamp) => "stale",
             Self::Signature(_) | Self::NotAllowed => "bad_signature",
-            Self::Unconfigured | Self::Append(_) | Self::Relay { .. } => "enqueue_failed",
+            Self::Unconfigured | Self::Disabled | Self::Append(_) | Self::Relay { .. } => "enqueue_failed",
             Self::Method | Self::NoChallenge(_) | Self::TooSlow | Self::Incomplete | Self::Encoding | Self::NotJson => {
                 "bad_payload"
             }
+        }
+    }
+
+    /// Why it is not believed, where that is so.
+    pub(super) const fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Signature(refusal) => Some(*refusal),
+            _ => None,
         }
     }
 
@@ -220,6 +229,7 @@ impl Refused {
             Self::Incomplete => "incomplete".to_owned(),
             Self::Encoding => "content_encoding".to_owned(),
             Self::Unconfigured => "provider_unconfigured".to_owned(),
+            Self::Disabled => "provider_disabled".to_owned(),
             Self::Signature(refusal) => refusal.to_string(),
             Self::NotJson => "invalid_json".to_owned(),
             Self::TooFast(_) => "rate_limited".to_owned(),
@@ -262,6 +272,9 @@ impl IntoResponse for Refused {
             Self::Unconfigured => {
                 let body = coded("Provider secret unavailable", "provider_unconfigured");
                 (StatusCode::SERVICE_UNAVAILABLE, body, Some(60))
+            }
+            Self::Disabled => {
+                (StatusCode::SERVICE_UNAVAILABLE, coded("Provider disabled", "provider_disabled"), Some(60))
             }
             Self::Signature(_) => (StatusCode::UNAUTHORIZED, error("Invalid signature"), None),
             Self::NotJson => (StatusCode::BAD_REQUEST, error("Invalid JSON"), None),

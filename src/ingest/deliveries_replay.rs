@@ -4,13 +4,15 @@
 //! replay.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::admission::{Accepted, Admission, Emit};
 use super::deliveries::Entry;
-use super::providers::{NormalizedEvent, Provider, Skip};
+use super::providers::{NormalizedEvent, Provider, Senders, Skip};
 use crate::diagnose::{Diagnose, Exit};
+use crate::streams::bus::Bus;
 use crate::streams::json::JsonObject;
 
 /// Why a delivery is not replayed.
@@ -31,6 +33,9 @@ pub enum Error {
     /// An event was not taken.
     #[error(transparent)]
     Admission(#[from] super::admission::Error),
+    /// Redis did not count the replay.
+    #[error(transparent)]
+    Redis(#[from] crate::streams::redis::Error),
 }
 
 impl Diagnose for Error {
@@ -40,6 +45,7 @@ impl Diagnose for Error {
             Self::NoProvider(_) => "WEBHOOK_UNKNOWN_PROVIDER",
             Self::NotJson | Self::Skipped(_) => "WEBHOOK_NOTHING_TO_REPLAY",
             Self::Admission(error) => error.code(),
+            Self::Redis(error) => error.code(),
         }
     }
 
@@ -48,6 +54,7 @@ impl Diagnose for Error {
             Self::NoBody | Self::NoProvider(_) => Exit::NotFound,
             Self::NotJson | Self::Skipped(_) => Exit::Unhealthy,
             Self::Admission(error) => error.exit(),
+            Self::Redis(error) => error.exit(),
         }
     }
 
@@ -57,6 +64,7 @@ impl Diagnose for Error {
             Self::NoProvider(_) => "See the providers with joelclaw webhooks sources.".into(),
             Self::NotJson | Self::Skipped(_) => "Look at it with joelclaw webhooks inspect <ref>.".into(),
             Self::Admission(error) => error.fix(),
+            Self::Redis(error) => error.fix(),
         }
     }
 }
@@ -69,8 +77,44 @@ pub fn events(entry: &Entry, provider: &dyn Provider) -> Result<Vec<NormalizedEv
     provider.normalize(&delivery, &body).map_err(Error::Skipped)
 }
 
+/// Replays a second, of many.
+pub const RATE: u64 = 10;
+
+/// Replays a delivery of the log: the number of the replay, and what became of its events.
+pub async fn run(
+    bus: &Bus,
+    entry: &Entry,
+    senders: &Senders,
+    admission: &Admission,
+    keep: Duration,
+) -> Result<(u64, Vec<Accepted>), Error> {
+    let record = &entry.record;
+    let provider = senders.find(&record.provider).ok_or_else(|| Error::NoProvider(record.provider.clone()))?;
+    // What can't be replayed is not counted as a replay.
+    events(entry, &*provider)?;
+    let number = bus.count_replay(&record.reference, keep).await?;
+    Ok((number, replay(entry, &*provider, number, admission).await?))
+}
+
+/// What a replay has done, as commands and endpoints tell it.
+#[must_use]
+pub fn shown(entry: &Entry, number: u64, accepted: &[Accepted]) -> Value {
+    let events = accepted.iter().map(|event| {
+        json!({
+            "name": event.lane.family,
+            "id": event.event_id,
+            "streamId": event.stream_id.map(|id| id.to_string()),
+        })
+    });
+    json!({
+        "deliveryRef": entry.record.reference,
+        "replay": number,
+        "events": events.collect::<Vec<_>>(),
+    })
+}
+
 /// Appends the events of a delivery of the log as its replay number `number`.
-pub async fn replay(
+async fn replay(
     entry: &Entry,
     provider: &dyn Provider,
     number: u64,
@@ -82,8 +126,7 @@ pub async fn replay(
     let ready: Vec<[String; 3]> = events
         .iter()
         .map(|event| {
-            let prefix = provider.event_prefix();
-            let name = if prefix.is_empty() { event.name.to_string() } else { format!("{prefix}/{}", event.name) };
+            let name = event.full_name(provider);
             let base = event.id.clone().unwrap_or_else(|| format!("{}:{name}", record.reference));
             let again = seen.entry(base.clone()).or_default();
             let id = if *again == 0 { format!("{base}~r{number}") } else { format!("{base}:{again}~r{number}") };

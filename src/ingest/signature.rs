@@ -102,25 +102,35 @@ impl Slot {
 
 /// Why a delivery is not believed. For telemetry only: the sender gets one text for all causes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("{}", self.label())]
 pub enum Refusal {
     /// No signature.
-    #[error("missing_header")]
     MissingHeader,
     /// More than one signature header: which one a proxy or we would look at is a guess.
-    #[error("repeated_header")]
     RepeatedHeader,
     /// Not exactly what the scheme writes.
-    #[error("bad_encoding")]
     BadEncoding,
     /// Signed too long ago.
-    #[error("stale_timestamp")]
     StaleTimestamp,
     /// Signed in the future.
-    #[error("future_timestamp")]
     FutureTimestamp,
     /// Well formed, but no secret made it.
-    #[error("mismatch")]
     Mismatch,
+}
+
+impl Refusal {
+    /// As metrics name it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::MissingHeader => "missing_header",
+            Self::RepeatedHeader => "repeated_header",
+            Self::BadEncoding => "bad_encoding",
+            Self::StaleTimestamp => "stale_timestamp",
+            Self::FutureTimestamp => "future_timestamp",
+            Self::Mismatch => "mismatch",
+        }
+    }
 }
 
 /// The secrets of one provider. Blank ones count as unset; otherwise nothing is trimmed.

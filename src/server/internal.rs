@@ -6,6 +6,7 @@
 //! | `POST /observability/emit` | writes one telemetry event into the journal |
 //! | `POST /internal/secrets/reload` | reads the env file, secrets and sources again |
 //! | `GET /internal/webhooks/deliveries`, `…/<ref>` | the log of deliveries |
+//! | `POST /internal/webhooks/deliveries/<ref>/replay`, `POST /internal/webhooks/replay` | [`super::internal_replay`] |
 //! | `/internal/agent-…` | [`super::internal_agent`] |
 //!
 //! # Who may ask
@@ -33,12 +34,13 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::internal_agent;
 use super::internal_inbox::Inbox;
+use super::{internal_agent, internal_replay};
 use crate::config::Cidr;
 use crate::diagnose::{Diagnose, chain};
 use crate::ingest::admission::{Admission, AskedPriority, Emit};
 use crate::ingest::deliveries::{Entry, Filter};
+use crate::ingest::gateway::Gateway;
 use crate::ingest::peer::Peer;
 use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
@@ -48,7 +50,7 @@ use crate::streams::records::{Fact, Level};
 /// Largest body.
 const MAX_BODY_BYTES: usize = 16 << 20;
 /// Entries looked at for one page of deliveries.
-const SCAN: usize = 20_000;
+pub(super) const SCAN: usize = 20_000;
 
 /// What the endpoints work with. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -69,6 +71,10 @@ pub struct Parts {
     pub admission: Admission,
     /// The journal and the log of deliveries.
     pub bus: Bus,
+    /// Knows who may send.
+    pub gateway: Gateway,
+    /// How long a delivery is kept in the log.
+    pub log_keep: Duration,
     /// Asks the service to read its configuration again.
     pub reload: Arc<Notify>,
     /// Where snapshots of agents are.
@@ -94,6 +100,7 @@ impl Internal {
             .route("/internal/secrets/reload", post(reload))
             .route("/internal/webhooks/deliveries", get(deliveries))
             .route("/internal/webhooks/deliveries/{ref}", get(delivery))
+            .merge(internal_replay::routes())
             .merge(internal_agent::routes())
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .layer(from_fn_with_state(self.clone(), authorize))
@@ -278,7 +285,7 @@ struct Asked {
     cursor: Option<String>,
 }
 
-fn shown(entry: &Entry) -> Value {
+pub(super) fn shown(entry: &Entry) -> Value {
     let mut shown = json!(entry.record);
     shown["streamId"] = entry.id.to_string().into();
     shown

@@ -19,6 +19,7 @@ mod internal_agent;
 mod internal_agents;
 pub mod internal_inbox;
 mod internal_logs;
+mod internal_replay;
 pub mod internal_worker;
 pub mod metrics;
 pub mod trace;

@@ -35,9 +35,12 @@ use crate::functions::registry::Registry as Functions;
 use crate::functions::store::{Keep, Limits};
 use crate::ingest::admission::Admission;
 use crate::ingest::deliveries::{DeliveryLog, LogSettings};
+use crate::ingest::disabled::Disabled;
 use crate::ingest::event_api::{EventApi, EventApiSettings};
 use crate::ingest::gateway::{Beside, Echoes, Gateway, GatewaySettings};
+use crate::ingest::kept::Kept;
 use crate::ingest::limiter::Rate;
+use crate::ingest::name_filter::NameFilter;
 use crate::ingest::spool::Spool;
 use crate::model::{self, Models};
 use crate::net::guard::Guard;
@@ -179,6 +182,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         true => Some(server::bind(SocketAddr::new(config.server.bind, config.server.port)).await?),
         false => None,
     };
+    raise_open_files();
     let stop = CancellationToken::new();
     let at_once = CancellationToken::new();
     tokio::spawn(signals(stop.clone(), at_once.clone()));
@@ -340,7 +344,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
                 Ok(())
             });
         }
-        let admission = Admission::new(Arc::new(appender), Arc::new(routes)).with_triage(triage);
+        let admission = Admission::new(Kept::new(appender, &bus), Arc::new(routes)).with_triage(triage);
         let for_webhooks = admission.clone().triaged_within(WEBHOOK_TRIAGE_LIMIT);
         let senders = senders::senders(config, &leased)?;
         let spool = spool(config);
@@ -356,17 +360,50 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             writing.await;
             Ok(())
         });
-        let beside = Beside { echoes: Some(Arc::new(BusEchoes(bus.clone()))), spool: spool.clone(), log: Some(log) };
+        let disabled = Disabled::default();
+        if let Err(error) = disabled.refresh(&bus).await {
+            tracing::warn!(error = %chain(&error), "the disabled providers are not known yet");
+        }
+        let (watched, watched_bus, watched_stop) = (disabled.clone(), bus.separate(), stop.clone());
+        tasks.spawn(async move {
+            watched.watch(watched_bus, watched_stop).await;
+            Ok(())
+        });
+        if let Some(spool) = &spool {
+            telemetry.watch_spool(spool.clone(), &stop, &mut tasks);
+        }
+        let beside = Beside {
+            echoes: Some(Arc::new(BusEchoes(bus.clone()))),
+            spool: spool.clone(),
+            log: Some(log),
+            disabled: Some(disabled),
+        };
         telemetry.metrics.know_providers(senders.loaded());
         let gateway = Gateway::new(gateway_settings(config), senders, for_webhooks, beside);
         served = Some(gateway.clone());
-        let keeping = senders::keep(config.clone(), leased.clone(), stop.clone());
+        let is_host = is_host(config);
+        if is_host {
+            let keeping = senders::keep(config.clone(), leased.clone(), stop.clone());
+            tasks.spawn(async move {
+                keeping.await;
+                Ok(())
+            });
+        } else {
+            tracing::info!("WORKER_ROLE is cluster: secrets come from the environment and from files alone");
+        }
+        let worker = note::WorkerStarted { port: config.server.port, is_host, functions: functions.clone() };
+        let (worker_bus, worker_stop) = (bus.separate(), stop.clone());
         tasks.spawn(async move {
-            keeping.await;
+            worker.tell(&worker_bus, worker_stop).await;
             Ok(())
         });
+        if config.telemetry.emit_token.is_none() && !config.server.bind.is_loopback() {
+            tracing::warn!(
+                bind = %config.server.bind,
+                "OTEL_EMIT_TOKEN is not set: off loopback, /internal and /observability answer 401 to everybody"
+            );
+        }
         let readiness = readiness(&bus, vitals, canary, &functions, spool, config, stop.clone());
-        let is_host = is_host(config);
         let trusted = config.webhook.trusted_proxies.clone();
         let internal = Internal::new(internal::Parts {
             token: config.telemetry.emit_token.clone(),
@@ -375,6 +412,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             registry: registry.clone(),
             admission: admission.clone(),
             bus: bus.clone(),
+            gateway: gateway.clone(),
+            log_keep: log_settings(config).keep,
             reload: wish.clone(),
             inbox: Inbox::below(&config.server.claw_dir),
             is_host,
@@ -435,6 +474,20 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     ended.cancel();
     let _ = keeper.await;
     result
+}
+
+/// Takes as many open files as the system allows: the usual limit of 256 or 1,024 is less than a burst of webhooks has
+/// connections, and what can't be accepted hangs.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const WANTED: u64 = 65_536;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(WANTED);
+        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Waits for every task. The first failure stops the others and is the result.
@@ -608,12 +661,17 @@ fn gateway_settings(config: &Config) -> GatewaySettings {
     let id = |name: &str| name.to_ascii_lowercase().replace('_', "-");
     let rates = config.variables.between("WEBHOOK_RATE_LIMIT_", "");
     let bodies = config.variables.between("", "_WEBHOOK_MAX_BODY_BYTES");
+    let filters = config.variables.between("WEBHOOK_FILTER_", "");
     GatewaySettings {
         max_body_bytes: webhook.max_body_bytes,
         max_body_bytes_of: bodies
             .filter_map(|(name, text)| Some((id(name), MAX_BODY_BYTES.min(given(name, text, parse_size(text))?))))
             .collect(),
         rate_limits: rates.filter_map(|(name, text)| Some((id(name), given(name, text, Rate::parse(text))?))).collect(),
+        filters: filters
+            .filter_map(|(name, text)| Some((id(name), given(name, text, NameFilter::parse(text))?)))
+            .collect(),
+        rejects_expired: webhook.reject_expired,
         hash_dedup_window: webhook.hash_dedup_ttl,
         tolerance: webhook.timestamp_tolerance,
         spool_for: webhook.spool,
@@ -726,9 +784,8 @@ impl Echoes for BusEchoes {
 /// Deliveries on the disk that Redis should have taken by now.
 fn spool_waits(spool: &Spool) -> Result<(), String> {
     let depth = spool.depth();
-    let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
-    match depth.oldest_ms.map(|oldest| now.saturating_sub(oldest) / 1000) {
-        Some(age_s) if age_s >= 60 => Err(format!("{} deliveries wait, the oldest for {age_s} s", depth.deliveries)),
+    match depth.oldest_age().as_secs() {
+        age_s if age_s >= 60 => Err(format!("{} deliveries wait, the oldest for {age_s} s", depth.deliveries)),
         _ => Ok(()),
     }
 }

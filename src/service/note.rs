@@ -14,7 +14,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::functions::registry::Registry as Functions;
 use crate::streams::bus::Bus;
+use crate::streams::records::Fact;
 
 /// What a running service tells about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,4 +99,38 @@ fn write(data_dir: &Path, note: &ServiceNote) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?.write_all(text.as_bytes())?;
     std::fs::rename(temporary, path(data_dir))
+}
+
+/// `worker.started`, for the journal.
+pub(super) struct WorkerStarted {
+    /// Where HTTP is served.
+    pub port: u16,
+    /// Whether it plays the part of the host.
+    pub is_host: bool,
+    /// What apps serve.
+    pub functions: Functions,
+}
+
+impl WorkerStarted {
+    /// Journals it once Redis answers.
+    pub async fn tell(self, bus: &Bus, stop: CancellationToken) {
+        let started_at = crate::moment::now();
+        loop {
+            let known = self.functions.current();
+            let served = known.functions.keys().filter(|slug| known.is_served(slug)).count();
+            let fact = Fact::new("serve", "worker.started")
+                .with("port", self.port)
+                .with("workerRole", if self.is_host { "host" } else { "cluster" })
+                .with("registeredFunctions", served)
+                .with("startedAt", started_at.as_str())
+                .with("deploymentModel", "single-source");
+            if bus.journal([fact]).await.is_ok() {
+                return;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
 }

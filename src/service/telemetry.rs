@@ -19,6 +19,7 @@ use super::Error;
 use crate::config::{Config, OtlpProtocol, OwnTraces};
 use crate::diagnose::chain;
 use crate::drainer::vitals::Vitals;
+use crate::ingest::spool::Spool;
 use crate::registry::Registry;
 use crate::registry::entry::Pattern;
 use crate::server;
@@ -93,6 +94,29 @@ impl Telemetry {
                 #[allow(clippy::cast_precision_loss)]
                 let rows = rows.into_iter().map(|(kind, n)| (vec![("handler_type", kind.to_owned())], n as f64));
                 metrics.dispatch_inflight.replace(rows);
+            }
+        });
+    }
+
+    /// Tells what waits in the spool.
+    pub(super) fn watch_spool(&self, spool: Spool, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), Error>>) {
+        let (metrics, stop) = (self.metrics.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(LOOKS);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    _ = ticks.tick() => {}
+                }
+                let depth = spool.depth();
+                #[allow(clippy::cast_precision_loss)]
+                for (levels, value) in [
+                    (&metrics.spool_entries, depth.deliveries as f64),
+                    (&metrics.spool_bytes, depth.bytes as f64),
+                    (&metrics.spool_oldest, depth.oldest_age().as_secs_f64()),
+                ] {
+                    levels.set(Vec::new(), value);
+                }
             }
         });
     }

@@ -240,6 +240,12 @@ impl Keys {
         format!("{}:outbound:health:{endpoint}", self.tag)
     }
 
+    /// Hash: provider of webhooks → why it is disabled, JSON.
+    #[must_use]
+    pub fn webhooks_disabled(&self) -> String {
+        self.named("webhooks:disabled")
+    }
+
     /// Stream: the log of webhook deliveries.
     #[must_use]
     pub fn deliveries(&self) -> String {

@@ -41,3 +41,4 @@ pub mod scripts;
 pub mod sessions;
 pub mod steering;
 pub mod trace;
+pub mod written;

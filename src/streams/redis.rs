@@ -69,10 +69,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether Redis as a whole is away, as opposed to refusing this command.
+    /// Whether Redis as a whole is away, as opposed to refusing this command. One that is still loading its data is.
     #[must_use]
-    pub const fn is_unreachable(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Timeout { .. })
+            || matches!(self.reply_code(), Some("LOADING" | "MASTERDOWN"))
     }
 
     /// Whether the command may have taken effect although no answer came.
@@ -361,5 +362,22 @@ impl<'a> ScriptCall<'a> {
             cmd.arg(part.as_ref());
         }
         cmd
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redis_that_loads_its_data_is_away_and_one_that_refuses_is_not() {
+        let refused = |line: &str| {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+            parse::<String>(value).unwrap_err()
+        };
+        assert!(refused("LOADING Redis is loading the dataset in memory").is_unreachable());
+        assert!(refused("MASTERDOWN Link with MASTER is down").is_unreachable());
+        let other = refused("OOM command not allowed");
+        assert!(!other.is_unreachable() && !refused("LOADING x").outcome_unknown());
     }
 }

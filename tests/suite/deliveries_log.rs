@@ -143,3 +143,40 @@ async fn sources_say_who_may_send_and_failures_have_their_codes() {
         assert_eq!((&ran.json()["ok"], &ran.json()["result"]["status"]), (&json!(false), &json!(401)));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_are_replayed_over_http_one_at_once_and_many_only_when_told_so() {
+    let served = Served::start(&[]).await;
+    for _ in 0..3 {
+        served.webhooks(&["test", "github"]).await;
+    }
+    let deliveries = served.logged(3).await;
+    let post = |path: String, body: Value| {
+        let request = client().post(format!("{}/internal/webhooks/{path}", served.base));
+        async move {
+            let response = request.body(body.to_string()).send().await.unwrap();
+            (response.status().as_u16(), serde_json::from_str::<Value>(&response.text().await.unwrap()).unwrap())
+        }
+    };
+    let reference = deliveries[0]["deliveryRef"].as_str().unwrap();
+    let (status, one) = post(format!("deliveries/{reference}/replay"), json!({})).await;
+    let id = format!("{}~r1", deliveries[0]["events"][0]["id"].as_str().unwrap());
+    assert_eq!((status, &one["result"]["events"][0]["id"]), (200, &json!(id)), "{one}");
+    let (_, dry) = post("replay".into(), json!({ "provider": "github" })).await;
+    assert_eq!((&dry["result"]["dryRun"], &dry["result"]["matched"]), (&json!(true), &json!(3)), "{dry}");
+    let began = std::time::Instant::now();
+    let (_, done) = post("replay".into(), json!({ "provider": "github", "apply": true })).await;
+    assert_eq!((&done["result"]["replayed"], &done["result"]["failed"]), (&json!(3), &json!(0)), "{done}");
+    // Ten a second: the third not before a fifth of one. More is never wrong.
+    assert!(began.elapsed() >= Duration::from_millis(190));
+    // As they came: the newest, replayed before, is the last.
+    assert_eq!(done["result"]["deliveries"][2]["replay"], 2, "{done}");
+    for (path, body, status) in [
+        ("replay", json!({}), 400),
+        ("replay", json!({ "since": "soon" }), 400),
+        ("replay", json!({ "provder": "github" }), 400),
+        ("deliveries/01ARZ3NDEKTSV4RRFFQ69G5FAV/replay", json!({}), 404),
+    ] {
+        assert_eq!(post(path.into(), body).await.0, status, "{path}");
+    }
+}

@@ -176,3 +176,29 @@ async fn of_all_published_examples_exactly_the_six_that_we_take_emit() {
     assert_eq!((sent, names.len()), (329, 6));
     assert_eq!((count("github/workflow_run.completed"), count("github/package.published")), (3, 3));
 }
+
+#[tokio::test]
+async fn what_is_older_than_the_memory_of_deliveries_is_dropped_where_that_is_asked_for() {
+    let week_s = 604_800;
+    let run = |at: &str| format!(r#"{{"action":"completed","workflow_run":{{"id":7,"updated_at":"{at}"}}}}"#);
+    for (rejects_expired, at, events) in [
+        (true, "2026-09-14T14:13:20Z", 1),
+        (true, "2026-09-14T14:13:19Z", 0),
+        (true, "no time", 1),
+        (false, "2019-05-15T15:20:18Z", 1),
+    ] {
+        let settings = GatewaySettings {
+            rejects_expired,
+            now_s: Some(1_790_000_000),
+            dedup_window: Duration::from_secs(week_s),
+            ..GatewaySettings::default()
+        };
+        let server =
+            Server::start(settings, senders(&[("GITHUB_WEBHOOK_SECRET", SECRET)]), EventApiSettings::default()).await;
+        let body = run(at);
+        let request = client().post(server.url("/webhooks/github")).header("x-github-event", "workflow_run");
+        let request = request.header("x-hub-signature-256", sign(body.as_bytes())).header("x-github-delivery", "d");
+        let (status, answered) = answer(request.body(body)).await;
+        assert_eq!((status, &answered["events"]), (200, &json!(events)), "{at}");
+    }
+}

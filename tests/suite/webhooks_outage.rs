@@ -4,98 +4,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::Value;
-use system_bus::streams::envelope::Envelope;
-use system_bus::streams::lane::Lane;
-use system_bus::streams::priority::Priority;
 
-use crate::drainer_support::Stage;
 use crate::ingest_support::client;
-use crate::support::{Joelclaw, Running, TestRedis, eventually, free_port};
-
-const LONG: Duration = Duration::from_secs(60);
-const SECRET: &str = "gh-test-secret-0001";
-const BODY: &str = r#"{"action":"published","package":{"name":"widgets"}}"#;
-
-struct Served {
-    stage: Stage,
-    joelclaw: Joelclaw,
-    url: String,
-    process: Running,
-}
-
-impl Served {
-    /// A Redis that has on disk what it answered, and the HTTP part alone: what is appended stays in its lane.
-    async fn start(settings: &[(&str, &str)]) -> Self {
-        let stage = Stage::on(TestRedis::start_with(&["appendfsync", "always"]).await).await;
-        let joelclaw = stage.joelclaw("");
-        let port = free_port();
-        joelclaw.env_file_line("WORKER_PORT", &port.to_string());
-        joelclaw.env_file_line("GITHUB_WEBHOOK_SECRET", SECRET);
-        joelclaw.env_file_line("QUEUE_DURABILITY", "disk");
-        for (key, value) in settings {
-            joelclaw.env_file_line(key, value);
-        }
-        let url = format!("http://127.0.0.1:{port}");
-        let process = serve(&joelclaw, &url).await;
-        Self { stage, joelclaw, url, process }
-    }
-
-    async fn deliver(&self, client: &reqwest::Client, id: &str) -> u16 {
-        let mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap().chain_update(BODY);
-        let request = client.post(format!("{}/webhooks/github", self.url)).timeout(LONG);
-        let request = request.header("x-github-event", "package").header("x-github-delivery", id);
-        let signature = format!("sha256={}", hex::encode(mac.finalize().into_bytes()));
-        request.header("x-hub-signature-256", signature).body(BODY).send().await.unwrap().status().as_u16()
-    }
-
-    /// Ids of deliveries in the order in which they are stored.
-    async fn stored(&self) -> Vec<String> {
-        let lane = |priority| Lane::new("github/package.published".parse().unwrap(), priority);
-        let mut ids = Vec::new();
-        for priority in Priority::ALL {
-            let rows: redis::streams::StreamRangeReply = redis::cmd("XRANGE")
-                .arg(self.stage.bus.keys.lane(&lane(priority)))
-                .arg("-")
-                .arg("+")
-                .query_async(&mut self.stage.redis.connection().await)
-                .await
-                .unwrap();
-            for row in rows.ids {
-                let envelope = Envelope::decode(&row.get::<Vec<u8>>("e").unwrap()).unwrap();
-                ids.push(envelope.id.strip_prefix("github-package-published-").unwrap().to_owned());
-            }
-        }
-        ids
-    }
-
-    fn spool_files(&self) -> usize {
-        let dir = self.joelclaw.home().join(".joelclaw/webhook-spool");
-        let Ok(files) = std::fs::read_dir(dir) else { return 0 };
-        files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|end| end == "mpk")).count()
-    }
-
-    async fn wait_until_drained(&self) {
-        eventually(LONG, || async {
-            let left = self.spool_files();
-            if left == 0 { Ok(()) } else { Err(left) }
-        })
-        .await;
-    }
-}
-
-async fn serve(joelclaw: &Joelclaw, url: &str) -> Running {
-    let process = joelclaw.spawn(&["serve"]);
-    let client = client();
-    eventually(LONG, || async { client.get(format!("{url}/webhooks")).send().await.map(drop) }).await;
-    process
-}
+use crate::ingest_support::live::{BODY, LONG, Live, serve};
+use crate::support::{TestRedis, eventually};
 
 /// Delivers `count`, 24 at a time, and kills Redis after a third of the answers; starts it again after another third.
-async fn load(served: &mut Served, count: usize) -> HashMap<String, u16> {
+async fn load(served: &mut Live, count: usize) -> HashMap<String, u16> {
     let answered = Arc::new(AtomicUsize::new(0));
     let mut redis = std::mem::replace(&mut served.stage.redis, TestRedis::start().await);
     let outage = {
@@ -140,7 +57,7 @@ async fn load(served: &mut Served, count: usize) -> HashMap<String, u16> {
 }
 
 /// Each 2xx is stored once, all others are 503, and nothing is stored twice.
-async fn assert_kept(served: &Served, statuses: &HashMap<String, u16>) {
+async fn assert_kept(served: &Live, statuses: &HashMap<String, u16>) {
     let stored = served.stored().await;
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for id in &stored {
@@ -158,7 +75,7 @@ async fn assert_kept(served: &Served, statuses: &HashMap<String, u16>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_spool_every_delivery_is_stored_once_or_answered_503() {
-    let mut served = Served::start(&[("WEBHOOK_SPOOL", "off")]).await;
+    let mut served = Live::start(&[("WEBHOOK_SPOOL", "off")]).await;
     let statuses = load(&mut served, 300).await;
     assert_kept(&served, &statuses).await;
     let of = |status: u16| statuses.values().filter(|answered| **answered == status).count();
@@ -173,7 +90,7 @@ async fn without_a_spool_every_delivery_is_stored_once_or_answered_503() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_spool_every_delivery_is_taken_and_stored_once() {
-    let mut served = Served::start(&[]).await;
+    let mut served = Live::start(&[]).await;
     let statuses = load(&mut served, 600).await;
     served.wait_until_drained().await;
     assert_kept(&served, &statuses).await;
@@ -186,7 +103,7 @@ async fn with_a_spool_every_delivery_is_taken_and_stored_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_spooled_survives_a_kill_and_is_drained_in_order() {
-    let mut served = Served::start(&[]).await;
+    let mut served = Live::start(&[]).await;
     let client = client();
     assert_eq!(served.deliver(&client, "first").await, 200);
     served.stage.redis.kill_9();
@@ -212,7 +129,7 @@ async fn what_is_spooled_survives_a_kill_and_is_drained_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_file_is_set_aside_and_holds_nothing_up() {
-    let mut served = Served::start(&[]).await;
+    let mut served = Live::start(&[]).await;
     let client = client();
     served.stage.redis.kill_9();
     assert_eq!(served.deliver(&client, "kept").await, 202);
@@ -231,7 +148,7 @@ async fn a_corrupt_file_is_set_aside_and_holds_nothing_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_spool_is_answered_503() {
-    let mut served = Served::start(&[("WEBHOOK_SPOOL_MAX_BYTES", "65536")]).await;
+    let mut served = Live::start(&[("WEBHOOK_SPOOL_MAX_BYTES", "65536")]).await;
     let client = client();
     served.stage.redis.kill_9();
     let mut answers = Vec::new();
@@ -245,9 +162,61 @@ async fn a_full_spool_is_answered_503() {
         serde_json::from_slice(&ready.bytes().await.unwrap()).unwrap()
     };
     assert_eq!(response["checks"]["spool"], "ok", "a young spool is no fault: {response}");
+    // Another process finds it full, and drains it.
+    served.restart().await;
+    assert_eq!(served.deliver(&client, "one-more").await, 503);
     served.stage.redis.restart().await;
     served.wait_until_drained().await;
     assert_eq!(served.stored().await.len(), taken);
+    assert_eq!(served.deliver(&client, "one-more").await, 200);
     served.process.terminate();
     served.process.wait_exit(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_a_crash_left_after_their_append_are_known_and_add_nothing() {
+    let mut served = Live::start(&[]).await;
+    let client = client();
+    served.stage.redis.kill_9();
+    for n in 0..30 {
+        assert_eq!(served.deliver(&client, &format!("c-{n}")).await, 202);
+    }
+    let dir = served.joelclaw.home().join(".joelclaw/webhook-spool");
+    let aside = served.joelclaw.home().join("aside");
+    std::fs::create_dir(&aside).unwrap();
+    let files = || std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().path());
+    for file in files().filter(|file| file.extension().is_some_and(|end| end == "mpk")) {
+        std::fs::copy(&file, aside.join(file.file_name().unwrap())).unwrap();
+    }
+    served.stage.redis.restart().await;
+    served.wait_until_drained().await;
+    let stored = served.stored().await;
+    assert_eq!(stored, (0..30).map(|n| format!("c-{n}")).collect::<Vec<_>>());
+    // As if it had been killed between the append and the removal of the files.
+    served.process.kill_9().await;
+    for file in std::fs::read_dir(&aside).unwrap().map(|file| file.unwrap().path()) {
+        std::fs::copy(&file, dir.join(file.file_name().unwrap())).unwrap();
+    }
+    assert!(served.spool_files() > 0);
+    served.process = serve(&served.joelclaw, &served.url).await;
+    served.wait_until_drained().await;
+    assert_eq!(served.stored().await, stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_redis_is_back_deliveries_go_straight_to_it() {
+    let mut served = Live::start(&[]).await;
+    let client = client();
+    served.stage.redis.kill_9();
+    let spooled = futures_util::future::join_all((0..200).map(|n| {
+        let (served, client) = (&served, &client);
+        async move { served.deliver(client, &format!("p-{n}")).await }
+    }));
+    assert!(spooled.await.iter().all(|status| *status == 202));
+    served.stage.redis.restart().await;
+    served.wait_until_drained().await;
+    for n in 0..20 {
+        assert_eq!(served.deliver(&client, &format!("q-{n}")).await, 200);
+    }
+    assert_eq!(served.stored().await.len(), 220);
 }

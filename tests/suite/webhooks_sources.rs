@@ -169,6 +169,27 @@ async fn a_secret_that_is_set_nowhere_comes_from_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_the_cluster_serves_webhooks_and_asks_no_command_for_secrets() {
+    let redis = TestRedis::start().await;
+    let joelclaw = Joelclaw::new(&redis.url());
+    let (script, asked) = (joelclaw.home().join("lease"), joelclaw.home().join("asked"));
+    std::fs::write(&script, format!("#!/bin/sh\ntouch {}\necho leased\n", asked.display())).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    joelclaw.env_file_line("WEBHOOK_SECRETS_COMMAND", &format!("{} {{name}}", script.display()));
+    joelclaw.env_file_line("GITHUB_WEBHOOK_SECRET", "s");
+    joelclaw.env_file_line("WORKER_ROLE", "\" Cluster \"");
+    let mut service = Service::start(joelclaw).await;
+    service.process.wait_for_line("WORKER_ROLE is cluster", LONG).await;
+    service.until_github("s", 200).await;
+    let (_, root) = answer(client().get(format!("{}/", service.url))).await;
+    assert_eq!(root["worker"]["role"], "cluster", "{root}");
+    let (status, body) = answer(client().get(format!("{}/internal/agent-result/some-id", service.url))).await;
+    assert_eq!((status, body), (404, json!({ "ok": false, "error": "Not available in this role" })));
+    assert!(!asked.exists());
+    service.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_we_closed_is_no_event_for_as_long_as_it_is_remembered() {
     let redis = TestRedis::start().await;
     let joelclaw = Joelclaw::new(&redis.url());

@@ -2,13 +2,36 @@
 //! environment configures.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use system_bus::ingest::event_api::EventApiSettings;
 use system_bus::ingest::gateway::GatewaySettings;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::ingest_support::{Server, client, octokit_examples, senders};
+
+/// The actions that are logged, in their order.
+#[derive(Clone, Default)]
+struct Actions(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Actions {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        event.record(&mut self.clone());
+    }
+}
+
+impl Visit for Actions {
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "action" {
+            self.0.lock().unwrap().push(value.to_owned());
+        }
+    }
+}
 
 /// The file's environment with the vector's changes.
 fn environment(file: &Value, vector: &Value) -> HashMap<String, String> {
@@ -61,7 +84,7 @@ fn find<'v>(file: &'v Value, id: &str) -> &'v Value {
     file["vectors"].as_array().unwrap().iter().find(|vector| vector["id"] == id).unwrap()
 }
 
-async fn run(file: &Value, vector: &Value) {
+async fn run(file: &Value, vector: &Value, actions: &Actions) {
     let id = vector["id"].as_str().unwrap();
     let server = start(&environment(file, vector), vector["now"].as_i64().unwrap()).await;
     let setup = &vector["setup"];
@@ -79,8 +102,13 @@ async fn run(file: &Value, vector: &Value) {
         server.memory.take_down();
     }
     let before = server.memory.events().len();
+    actions.0.lock().unwrap().clear();
     let response = send(&server, &vector["request"], client_ip).await;
     check_answer(id, &vector["expect"], response).await;
+    let told = std::mem::take(&mut *actions.0.lock().unwrap());
+    for action in vector["expect"]["telemetry"].as_array().into_iter().flatten() {
+        assert!(told.iter().any(|told| told == action), "{id}: {action} is not among {told:?}");
+    }
     let events = server.memory.events().split_off(before);
     let expected = vector["expect"]["events"].as_array().unwrap();
     assert_eq!(events.len(), expected.len(), "{id}");
@@ -131,8 +159,11 @@ async fn run_all(text: &str, count: usize) {
     let file: Value = serde_json::from_str(text).unwrap();
     let vectors = file["vectors"].as_array().unwrap();
     assert_eq!(vectors.len(), count);
+    // The server runs on the thread of the test: what it logs is seen here and nowhere else.
+    let actions = Actions::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(actions.clone()));
     for vector in vectors {
-        run(&file, vector).await;
+        run(&file, vector, &actions).await;
     }
 }
 

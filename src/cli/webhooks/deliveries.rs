@@ -10,16 +10,14 @@ use super::super::queue::{bus, bus_to_change, is_inngest_served, redis_of, regis
 use super::super::render::{self, Human};
 use super::senders;
 use crate::config::units::parse_duration;
-use crate::diagnose::Exit;
+use crate::diagnose::{Diagnose as _, Exit};
 use crate::ingest::deliveries::{Entry, Filter};
-use crate::ingest::deliveries_replay::{self, Error};
+use crate::ingest::deliveries_replay;
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
 
 /// Entries looked at for one list.
 const SCAN: usize = 20_000;
-/// Replays a second.
-const RATE: u64 = 10;
 
 /// Which deliveries.
 #[derive(Debug, Clone, clap::Args)]
@@ -214,32 +212,17 @@ pub async fn replay(args: &ReplayArgs, context: &Context) -> Result<Report, Fail
     let admission =
         crate::service::admission(&context.config, &bus, &registry(context)?, is_inngest_served(context)).await;
     let keep = Duration::from_secs(context.config.webhook.log_retention_hours * 3600);
-    let mut pace = tokio::time::interval(Duration::from_millis(1000 / RATE));
+    let mut pace = tokio::time::interval(Duration::from_millis(1000 / deliveries_replay::RATE));
     let (mut rows, mut failed) = (Vec::new(), 0);
     for entry in &entries {
         pace.tick().await;
-        let record = &entry.record;
-        let outcome = async {
-            let provider = senders.find(&record.provider).ok_or_else(|| Error::NoProvider(record.provider.clone()))?;
-            // What can't be replayed is not counted as a replay.
-            deliveries_replay::events(entry, &*provider)?;
-            let number = bus.count_replay(&record.reference, keep).await?;
-            let accepted = deliveries_replay::replay(entry, &*provider, number, &admission).await?;
-            Ok::<_, Failure>((number, accepted))
-        };
-        match outcome.await {
-            Ok((number, accepted)) => rows.push(json!({
-                "deliveryRef": record.reference,
-                "replay": number,
-                "events": accepted.iter().map(|event| json!({
-                    "name": event.lane.family, "id": event.event_id, "streamId": event.stream_id.map(|id| id.to_string()),
-                })).collect::<Vec<_>>(),
-            })),
+        match deliveries_replay::run(&bus, entry, &senders, &admission, keep).await {
+            Ok((number, accepted)) => rows.push(deliveries_replay::shown(entry, number, &accepted)),
             // Of one delivery the failure is the answer.
-            Err(failure) if entries.len() == 1 => return Err(failure),
-            Err(failure) => {
+            Err(error) if entries.len() == 1 => return Err(error.into()),
+            Err(error) => {
                 failed += 1;
-                rows.push(json!({ "deliveryRef": record.reference, "error": failure.code() }));
+                rows.push(json!({ "deliveryRef": entry.record.reference, "error": error.code() }));
             }
         }
     }

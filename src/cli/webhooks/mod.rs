@@ -4,7 +4,9 @@ mod deliveries;
 mod dlq;
 mod endpoint_change;
 pub mod endpoints;
+mod local;
 mod sources;
+mod switch;
 
 use super::Context;
 use super::output::{Failure, Report};
@@ -36,6 +38,19 @@ enum Command {
     /// Send a correctly signed sample to the running server
     #[command(after_help = "Example:\n  joelclaw webhooks test github")]
     Test(sources::TestArgs),
+    /// Send a body of yours, signed like the provider's
+    #[command(after_help = "Examples:\n  joelclaw webhooks send github --event workflow_run --file run.json\n  \
+                            joelclaw webhooks send standard --file - --secret-env MY_SECRET --url https://hooks.example.com")]
+    Send(local::SendArgs),
+    /// Say which check a delivery fails
+    #[command(after_help = "Example:\n  joelclaw webhooks verify github --headers headers.json --body body.json")]
+    Verify(local::VerifyArgs),
+    /// Answer a provider's deliveries 503 until it is enabled again
+    #[command(after_help = "Example:\n  joelclaw webhooks disable vercel --reason 'deploys are frozen'")]
+    Disable(switch::DisableArgs),
+    /// Take a provider's deliveries again
+    #[command(after_help = "Example:\n  joelclaw webhooks enable vercel")]
+    Enable(switch::EnableArgs),
     /// Who may send, and whether its secret is set
     #[command(after_help = "Example:\n  joelclaw webhooks sources")]
     Sources,
@@ -53,6 +68,10 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         Command::Inspect(args) => deliveries::inspect(args, context).await,
         Command::Replay(args) => deliveries::replay(args, context).await,
         Command::Test(args) => sources::test(args, context).await,
+        Command::Send(args) => local::send(args, context).await,
+        Command::Verify(args) => local::verify(args, context).await,
+        Command::Disable(args) => switch::disable(args, context).await,
+        Command::Enable(args) => switch::enable(args, context).await,
         Command::Sources => sources::sources(context).await,
         Command::Endpoints(args) => endpoints::run(args, context).await,
         Command::Dlq(args) => dlq::run(args, context).await,

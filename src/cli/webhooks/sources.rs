@@ -1,5 +1,6 @@
 //! `joelclaw webhooks sources` and `test`: who may send, and whether it would be believed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
@@ -13,7 +14,7 @@ use super::senders;
 use crate::config::nearest;
 use crate::diagnose::{Exit, chain};
 use crate::ingest::deliveries::Filter;
-use crate::ingest::providers::{Provider, SampleError, Senders};
+use crate::ingest::providers::{Provider, SampleError, Senders, SignedSample};
 use crate::streams::public_id;
 
 /// Entries of the log looked at for a source's last delivery.
@@ -34,7 +35,7 @@ pub struct TestArgs {
 }
 
 /// The server of this configuration, as this machine reaches it.
-fn base_url(context: &Context) -> String {
+pub(super) fn base_url(context: &Context) -> String {
     let server = &context.config.server;
     let host = match server.bind {
         bind if bind.is_unspecified() && bind.is_ipv4() => "127.0.0.1".to_owned(),
@@ -53,6 +54,8 @@ fn is_configured(senders: &Senders, provider: &dyn Provider) -> bool {
 pub async fn sources(context: &Context) -> Result<Report, Failure> {
     let senders = senders(context)?;
     let log = tokio::time::timeout(LOG_WAIT, last_deliveries(context, &senders)).await.ok().and_then(Result::ok);
+    let disabled = async { Ok::<_, Failure>(bus(context)?.disabled_providers().await?) };
+    let disabled = tokio::time::timeout(LOG_WAIT, disabled).await.ok().and_then(Result::ok).unwrap_or_default();
     let (mut shown, mut rows) = (Vec::new(), Vec::new());
     for provider in senders.all() {
         let (id, is_set) = (provider.id(), is_configured(&senders, &**provider));
@@ -60,7 +63,12 @@ pub async fn sources(context: &Context) -> Result<Report, Failure> {
         let secrets: Vec<String> = provider.secrets().iter().map(ToString::to_string).collect();
         rows.push(vec![
             id.to_owned(),
-            if is_set { "set" } else { "missing" }.to_owned(),
+            match (disabled.contains_key(id), is_set) {
+                (true, _) => "disabled",
+                (_, true) => "set",
+                (_, false) => "missing",
+            }
+            .to_owned(),
             secrets.join(", "),
             if provider.redelivers() { "yes" } else { "no" }.to_owned(),
             last.as_ref().and_then(|last| last["receivedAt"].as_str()).unwrap_or("-").to_owned(),
@@ -69,6 +77,7 @@ pub async fn sources(context: &Context) -> Result<Report, Failure> {
             "id": id,
             "path": format!("/webhooks/{id}"),
             "configured": is_set,
+            "disabled": disabled.get(id),
             "secrets": secrets,
             "redelivers": provider.redelivers(),
             "lastDelivery": last,
@@ -102,28 +111,34 @@ async fn last_deliveries(context: &Context, senders: &Senders) -> Result<Vec<(&'
 /// Runs `test`.
 pub async fn test(args: &TestArgs, context: &Context) -> Result<Report, Failure> {
     let senders = senders(context)?;
-    let Some(provider) = senders.find(&args.provider) else {
-        let near = nearest(&args.provider, senders.ids().into_iter());
-        let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-        let message = format!("there is no provider `{}`{hint}", args.provider);
-        let failure = Failure::new(
-            "WEBHOOK_UNKNOWN_PROVIDER",
-            Exit::NotFound,
-            message,
-            "See the providers with joelclaw webhooks sources.",
-        );
-        return Err(failure.next(NextAction::new("webhooks sources", "Who may send")));
-    };
+    let provider = find(&senders, &args.provider)?;
     let nonce = public_id::fresh().to_ascii_lowercase();
     let sample = senders.sample(&*provider, chrono::Utc::now().timestamp(), &nonce).map_err(no_sample)?;
     let base = args.url.clone().unwrap_or_else(|| base_url(context));
+    post(&*provider, &base, sample).await
+}
+
+/// The provider of this id.
+pub(super) fn find(senders: &Senders, id: &str) -> Result<Arc<dyn Provider>, Failure> {
+    senders.find(id).ok_or_else(|| {
+        let near = nearest(id, senders.ids().into_iter());
+        let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+        let message = format!("there is no provider `{id}`{hint}");
+        let fix = "See the providers with joelclaw webhooks sources.";
+        Failure::new("WEBHOOK_UNKNOWN_PROVIDER", Exit::NotFound, message, fix)
+            .next(NextAction::new("webhooks sources", "Who may send"))
+    })
+}
+
+/// Sends a signed delivery to the server at `base` and tells the answer.
+pub(super) async fn post(provider: &dyn Provider, base: &str, signed: SignedSample) -> Result<Report, Failure> {
     let url = format!("{}/webhooks/{}", base.trim_end_matches('/'), provider.id());
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build();
     let client = client.map_err(|error| {
         Failure::new("INTERNAL_ERROR", Exit::Internal, format!("no HTTP client: {error}"), "Look at the message.")
     })?;
     let began = std::time::Instant::now();
-    let sent = client.post(&url).headers(sample.headers).body(sample.body).timeout(ANSWER_WAIT).send().await;
+    let sent = client.post(&url).headers(signed.headers).body(signed.body).timeout(ANSWER_WAIT).send().await;
     let response = sent.map_err(|error| {
         let message = format!("the server at {base} did not answer: {}", chain(&error.without_url()));
         let fix = "Start it with joelclaw up or joelclaw serve, or name it with --url.";
@@ -150,7 +165,7 @@ pub async fn test(args: &TestArgs, context: &Context) -> Result<Report, Failure>
     Ok(if status.is_success() { report } else { report.unhealthy(Exit::Unhealthy) })
 }
 
-fn no_sample(error: SampleError) -> Failure {
+pub(super) fn no_sample(error: SampleError) -> Failure {
     let (code, fix) = match &error {
         SampleError::Unconfigured { variable } => {
             ("WEBHOOK_SECRET_MISSING", format!("Put {variable} into the env file of the service."))

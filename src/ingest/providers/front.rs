@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use axum::http::HeaderMap;
 use serde_json::json;
 
-use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, h16, object};
+use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, h16, object, time_ms};
 use crate::ingest::fields::{Fields, as_text, json_string, object_text};
 use crate::ingest::html;
 use crate::ingest::signature::{Delivery, Encoding, Hash, MacScheme, Scheme, Signed, Verified};
@@ -127,6 +127,12 @@ impl Provider for Front {
         };
         let stamp = hook.stamp().unwrap_or_else(|| h16(delivery));
         Ok(vec![NormalizedEvent::new(name, hook.id(&stamp), data)])
+    }
+
+    fn own_time_ms(&self, delivery: &Verified<Delivery>, body: &JsonObject) -> Option<i64> {
+        // An application's signature covers a time.
+        let is_timed = delivery.headers.contains_key(TIMESTAMP);
+        time_ms(&Hook::of(body).stamp()?).filter(|_| !is_timed)
     }
 
     fn sample(&self, nonce: &str) -> Sample {

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use axum::http::HeaderMap;
 use serde_json::json;
 
-use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, object};
+use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, object, time_ms};
 use crate::ingest::fields::{Fields, json_string, object_text};
 use crate::ingest::signature::{Delivery, Encoding, Hash, Scheme, Verified};
 use crate::streams::json::JsonObject;
@@ -41,6 +41,10 @@ impl Provider for Github {
 
     fn signature(&self, _headers: &HeaderMap) -> (Scheme, Cow<'static, str>) {
         (Scheme::of_body("x-hub-signature-256", "sha256=", Hash::Sha256, Encoding::Hex), SECRET.into())
+    }
+
+    fn event_header(&self) -> Option<Cow<'static, str>> {
+        Some("x-github-event".into())
     }
 
     fn redelivers(&self) -> bool {
@@ -77,6 +81,11 @@ impl Provider for Github {
             _ => return Err(Skip::UnmappedType),
         };
         Ok(vec![event])
+    }
+
+    fn own_time_ms(&self, _delivery: &Verified<Delivery>, body: &JsonObject) -> Option<i64> {
+        let hook = Fields::parse(body.as_str()).ok()?;
+        time_ms(&hook.object("workflow_run").text("updated_at"))
     }
 
     fn sample(&self, nonce: &str) -> Sample {

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Answers, DeliveryKey, NormalizedEvent, Provider, Sample, Skip, payload};
 use crate::ingest::fields::{Fields, compact, json_string, object_text};
+use crate::ingest::name_filter::matches;
 use crate::ingest::signature::{Delivery, Encoding, Hash, Scheme, Verified};
 use crate::streams::json::JsonObject;
 
@@ -104,48 +105,4 @@ fn fingerprint(delivery: &Delivery, hook: &Fields<'_>) -> String {
     let hash = hex::encode(Sha256::digest(event.as_bytes()));
     let time = delivery.header(TIMESTAMP).map(|time| format!("-{time}")).unwrap_or_default();
     format!("joelclaw-{name}-{}{time}", &hash[..16])
-}
-
-/// Whether `name` is what `pattern` says, where `*` is any text.
-fn matches(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    if !pattern.contains('*') {
-        return rest.is_empty();
-    }
-    let mut parts: Vec<&str> = parts.collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches;
-
-    #[test]
-    fn a_star_is_any_text() {
-        for (pattern, name, expected) in [
-            ("discovery/noted", "discovery/noted", true),
-            ("discovery/noted", "discovery/noted.x", false),
-            ("discovery/*", "discovery/noted", true),
-            ("discovery/*", "discover", false),
-            ("*", "anything/at.all", true),
-            ("a/*.done", "a/b.done", true),
-            ("a/*.done", "a/.done", true),
-            ("a/*.done", "a/b.done.x", false),
-            ("a*b*c", "axbxc", true),
-            ("a*b*c", "acb", false),
-            ("ab*ba", "aba", false),
-            ("", "a", false),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
-    }
 }

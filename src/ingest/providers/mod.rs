@@ -204,6 +204,11 @@ pub trait Provider: Send + Sync {
     /// How a request with these headers is signed, and the variable of the secret.
     fn signature(&self, headers: &HeaderMap) -> (Scheme, Cow<'static, str>);
 
+    /// The header that says what happened, where it is not the body that does.
+    fn event_header(&self) -> Option<Cow<'static, str>> {
+        None
+    }
+
     /// Whether it sends a delivery again when we fail to take it.
     fn redelivers(&self) -> bool;
 
@@ -227,6 +232,12 @@ pub trait Provider: Send + Sync {
 
     /// The events that a delivery stands for. Never fails: what is missing or of a wrong type reads as empty.
     fn normalize(&self, delivery: &Verified<Delivery>, body: &JsonObject) -> Result<Vec<NormalizedEvent>, Skip>;
+
+    /// When that happened which the delivery tells, ms since the epoch, by its own word. `None` where a signed time
+    /// tells a replay, and where it does not say.
+    fn own_time_ms(&self, _delivery: &Verified<Delivery>, _body: &JsonObject) -> Option<i64> {
+        None
+    }
 
     /// How the answer to a stored delivery and to a failed append looks.
     fn answers(&self) -> Answers {
@@ -299,6 +310,15 @@ impl NormalizedEvent {
     fn new(name: impl Into<Cow<'static, str>>, id: impl Into<Option<String>>, data: JsonObject) -> Self {
         Self { name: name.into(), id: id.into(), data, echo_of: None }
     }
+
+    /// The name by which it is emitted.
+    #[must_use]
+    pub fn full_name(&self, provider: &dyn Provider) -> String {
+        match provider.event_prefix() {
+            "" => self.name.to_string(),
+            prefix => format!("{prefix}/{}", self.name),
+        }
+    }
 }
 
 /// Why a verified delivery produced nothing. It is answered with 200, so that the sender shows green.
@@ -313,6 +333,12 @@ pub enum Skip {
     /// A type that we take, at a moment that we do not.
     #[error("filtered_action")]
     FilteredAction,
+    /// An event that WEBHOOK_FILTER_<PROVIDER> leaves out.
+    #[error("filtered_name")]
+    FilteredName,
+    /// By its own time it is older than deliveries are remembered.
+    #[error("payload_expired")]
+    Expired,
     /// What came out breaks the rules of events.
     #[error("invalid_event")]
     InvalidEvent,
@@ -327,6 +353,19 @@ pub enum Skip {
 /// First 16 hex digits of the body's hash: stands in wherever an id would need a time that the delivery has not.
 fn h16(delivery: &Delivery) -> String {
     delivery.body_hash()[..16].to_owned()
+}
+
+/// A time as senders write it: RFC 3339, or a number of seconds, or of milliseconds from 10^11 on.
+fn time_ms(text: &str) -> Option<i64> {
+    let text = text.trim();
+    match text.parse::<f64>() {
+        #[expect(clippy::cast_possible_truncation, reason = "a cast of a float saturates")]
+        Ok(number) if number.is_finite() && number > 0.0 => {
+            Some((if number >= 1e11 { number } else { number * 1000.0 }) as i64)
+        }
+        Ok(_) => None,
+        Err(_) => chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.timestamp_millis()),
+    }
 }
 
 /// A JSON value as the payload of an event.
@@ -384,6 +423,19 @@ mod tests {
                 let rows = crate::config::settings::WEBHOOK_SECRETS;
                 assert!(rows.iter().any(|row| row.variable == variable), "{variable}");
             }
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_senders_write_them() {
+        let cases = [
+            ("2026-09-21T12:05:00Z", Some(1_789_992_300_000)),
+            ("1789992300", Some(1_789_992_300_000)),
+            ("1789992300000", Some(1_789_992_300_000)),
+            ("1789992300.25", Some(1_789_992_300_250)),
+        ];
+        for (text, expected) in cases.into_iter().chain(["", "0", "-1", "NaN", "inf", "yesterday"].map(|t| (t, None))) {
+            assert_eq!(time_ms(text), expected, "{text}");
         }
     }
 

@@ -94,6 +94,13 @@ impl Provider for Source {
         (self.scheme.clone(), self.variable.clone().into())
     }
 
+    fn event_header(&self) -> Option<Cow<'static, str>> {
+        match &self.kind {
+            Some(Place::Header(name)) => Some(name.clone().into()),
+            _ => None,
+        }
+    }
+
     fn redelivers(&self) -> bool {
         self.redelivers
     }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
-use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, h16, object};
+use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, h16, object, time_ms};
 use crate::ingest::fields::Fields;
 use crate::ingest::signature::{Delivery, Encoding, Hash, Scheme, Verified};
 use crate::streams::json::JsonObject;
@@ -62,6 +62,10 @@ impl Provider for Todoist {
         let mut event = NormalizedEvent::new(name, id, data);
         event.echo_of = subject.filter(|_| name == "task.completed");
         Ok(vec![event])
+    }
+
+    fn own_time_ms(&self, _delivery: &Verified<Delivery>, body: &JsonObject) -> Option<i64> {
+        time_ms(&Fields::parse(body.as_str()).ok()?.text("triggered_at"))
     }
 
     fn sample(&self, nonce: &str) -> Sample {

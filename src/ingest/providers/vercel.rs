@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
-use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, h16, object};
+use super::{DeliveryKey, NormalizedEvent, Provider, Sample, Skip, h16, object, time_ms};
 use crate::ingest::fields::Fields;
 use crate::ingest::signature::{Delivery, Encoding, Hash, Scheme, Verified};
 use crate::streams::json::JsonObject;
@@ -62,6 +62,10 @@ impl Provider for Vercel {
         let id = Some(hook.text("id")).filter(|id| !id.is_empty()).unwrap_or_else(|| deployment.text("id"));
         let created = hook.first_text(&["createdAt"]).unwrap_or_else(|| h16(delivery));
         Ok(vec![NormalizedEvent::new(name, format!("vercel-{kind}-{id}-{created}"), data(&payload, &deployment))])
+    }
+
+    fn own_time_ms(&self, _delivery: &Verified<Delivery>, body: &JsonObject) -> Option<i64> {
+        time_ms(&Fields::parse(body.as_str()).ok()?.text("createdAt"))
     }
 
     fn sample(&self, nonce: &str) -> Sample {

@@ -149,6 +149,8 @@ metrics! {
         webhook_events = "system_bus_webhook_events", 64, "Events that webhooks brought";
         outbound_requests = "system_bus_webhook_outbound_requests", 16, "Requests to endpoints by how they ended";
         outbound_deliveries = "system_bus_webhook_outbound_deliveries", 8, "Deliveries to endpoints by their end";
+        webhook_auth_failures = "system_bus_webhook_auth_failures", 128, "Webhook deliveries that are not believed, by cause";
+        webhook_secret_slot = "system_bus_webhook_secret_slot", 42, "Webhook deliveries by the secret that verified them";
         http_requests = "system_bus_http_requests", 160, "HTTP requests";
         redis_command_errors = "system_bus_redis_command_errors", 32, "Commands that Redis refused or failed";
         redis_reconnects = "system_bus_redis_reconnects", 8, "Times that Redis answered again after it had not";
@@ -183,6 +185,10 @@ metrics! {
         pause_expires = "system_bus_queue_pause_expires_timestamp_seconds", "When a pause ends";
         observer_state = "system_bus_observer_state", "What the observer last found: 1 for the state that it is";
         observer_last_run = "system_bus_observer_last_run_timestamp_seconds", "When the observer last ran; 0 is never";
+        webhook_last = "system_bus_webhook_last_delivery_timestamp_seconds", "When a provider last sent a delivery that was believed; 0 is never";
+        spool_entries = "system_bus_webhook_spool_entries", "Webhook deliveries on the disk of this machine that wait for Redis";
+        spool_bytes = "system_bus_webhook_spool_bytes", "Bytes of them";
+        spool_oldest = "system_bus_webhook_spool_oldest_seconds", "Age of the oldest of them; 0 when there is none";
         secret_loaded = "system_bus_webhook_secret_loaded", "1 when the secret of a provider is there";
         outbound_endpoints = "system_bus_webhook_outbound_endpoints", "Endpoints, by whether they are enabled";
         outbound_open = "system_bus_webhook_outbound_circuits_open", "Endpoints that this process leaves alone after failures";
@@ -244,6 +250,10 @@ pub struct Webhook {
     pub queued: u64,
     /// Events that it brought otherwise.
     pub direct: u64,
+    /// The secret that verified it: `current` or `previous`.
+    pub slot: Option<&'static str>,
+    /// Why it was not believed.
+    pub refusal: Option<&'static str>,
 }
 
 /// How a scrape wants its text.
@@ -330,6 +340,14 @@ impl Metrics {
             let provider = || ("provider", self.bounded("provider", webhook.provider));
             self.webhook_requests.add(vec![provider(), ("outcome", webhook.outcome.to_owned())], 1);
             self.webhook_duration.observe(vec![provider()], took, 1);
+            if let Some(slot) = webhook.slot {
+                self.webhook_secret_slot.add(vec![provider(), ("slot", slot.to_owned())], 1);
+                #[allow(clippy::cast_precision_loss)]
+                self.webhook_last.set(vec![provider()], chrono::Utc::now().timestamp_millis() as f64 / 1000.0);
+            }
+            if let Some(reason) = webhook.refusal {
+                self.webhook_auth_failures.add(vec![provider(), ("reason", reason.to_owned())], 1);
+            }
             for (path, events) in [("queue", webhook.queued), ("direct", webhook.direct)] {
                 self.webhook_events.add(vec![provider(), ("path", path.to_owned())], events);
             }
@@ -401,10 +419,20 @@ mod tests {
             }
             metrics.telemetry_failures.add(all(&[("component", "")], n), 1);
             let outcome = WEBHOOK_OUTCOMES[n % WEBHOOK_OUTCOMES.len()];
-            let webhook = Webhook { provider: "github", outcome, queued: 1, direct: 0 };
+            let webhook = Webhook {
+                provider: "github",
+                outcome,
+                queued: 1,
+                direct: 0,
+                slot: Some("current"),
+                refusal: Some("mismatch"),
+            };
             metrics.http(&format!("/{n}"), "GET", 200, Some(&webhook), Duration::ZERO);
             metrics.webhook_requests.add(all(&[("provider", ""), ("outcome", outcome)], n), 1);
             metrics.webhook_duration.observe(all(&[("provider", "")], n), 1.0, 1);
+            metrics.webhook_auth_failures.add(all(&[("provider", ""), ("reason", p)], n), 1);
+            metrics.webhook_secret_slot.add(all(&[("provider", ""), ("slot", p)], n), 1);
+            metrics.webhook_last.set(all(&[("provider", "")], n), 1.0);
         }
         let text = metrics.render(Format::OpenMetrics);
         assert!(text.contains(r#"family="_other""#) && !text.contains("family/1300"));

@@ -144,6 +144,13 @@ impl Metrics {
             for path in ["queue", "direct"] {
                 self.webhook_events.add(labels([("provider", &provider), ("path", path)]), 0);
             }
+            for slot in ["current", "previous"] {
+                self.webhook_secret_slot.add(labels([("provider", &provider), ("slot", slot)]), 0);
+            }
+            self.webhook_auth_failures.add(labels([("provider", &provider), ("reason", "mismatch")]), 0);
+            if !self.webhook_last.contains(&labels([("provider", &provider)])) {
+                self.webhook_last.set(labels([("provider", &provider)]), 0.0);
+            }
             self.webhook_duration.observe(labels([("provider", &provider)]), 0.0, 0);
             loaded.push((labels([("provider", &provider)]), f64::from(u8::from(is_loaded))));
         }

@@ -95,6 +95,11 @@ impl Levels {
         locked(&self.shown).insert(labels);
     }
 
+    /// Whether there is one.
+    pub(super) fn contains(&self, labels: &Labels) -> bool {
+        locked(&self.shown).contains(labels)
+    }
+
     /// Takes one away.
     pub fn remove(&self, labels: &Labels) {
         locked(&self.shown).remove(labels);

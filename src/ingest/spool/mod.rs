@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `<ulid>.tmp` written and synced | a file that nobody was answered for: removed at the next start |
 //! | renamed to `<ulid>.mpk`, directory synced, then the answer | the delivery, drained at the next start |
-//! | drained: every event appended | the file: drained again, and known by its ids and its delivery |
+//! | drained ([`drain`]): every event appended | the file: drained again, and known by its ids and its delivery |
 //! | file removed | nothing |
 //!
 //! # Invariants
@@ -17,10 +17,13 @@
 //! 4. Never more than `max_bytes`, what is being written included.
 //! 5. One process a directory: a lock says so.
 
+mod drain;
+mod files;
+
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,20 +31,17 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::admission::{self, Admission, Emit};
-use crate::diagnose::chain;
-use crate::streams::append::{self, Once};
+use self::files::{found, private, store};
 use crate::streams::json::JsonObject;
+
+pub use drain::is_outage;
 
 /// Most bytes of one file, so that reading one back is no burden.
 const FILE_MAX_BYTES: usize = 1 << 20;
 /// So many deliveries are appended in a moment.
 const SOON: usize = 512;
-/// How long to wait before Redis is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Why a delivery is not on the disk.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +85,9 @@ pub struct SpooledEvent {
     pub data: JsonObject,
     /// The emitter's keys.
     pub meta: String,
-    /// See [`Once::key`].
+    /// See [`crate::streams::append::Once::key`].
     pub once: String,
-    /// See [`Once::window`], ms.
+    /// See [`crate::streams::append::Once::window`], ms.
     pub window_ms: u64,
 }
 
@@ -172,6 +172,15 @@ pub struct Depth {
     pub bytes: u64,
     /// When the oldest file was written, ms.
     pub oldest_ms: Option<u64>,
+}
+
+impl Depth {
+    /// How long the oldest file has waited.
+    #[must_use]
+    pub fn oldest_age(&self) -> Duration {
+        let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+        self.oldest_ms.map_or(Duration::ZERO, |oldest| Duration::from_millis(now.saturating_sub(oldest)))
+    }
 }
 
 impl Spool {
@@ -339,202 +348,14 @@ impl Spool {
     fn path(&self, name: Ulid) -> PathBuf {
         self.0.dir.join(format!("{name}.mpk"))
     }
-
-    fn oldest(&self) -> Option<Held> {
-        self.state().files.front().copied()
-    }
-
-    fn forget(&self, held: Held) {
-        let mut state = self.state();
-        if state.files.front().is_some_and(|file| file.name == held.name) {
-            state.files.pop_front();
-            state.bytes -= held.bytes;
-            state.deliveries -= held.deliveries;
-            self.settle(&state);
-        }
-    }
-
-    /// Appends what is held, the oldest first, whenever Redis takes it. Runs until `stop`.
-    pub async fn drain(self, admission: Admission, stop: CancellationToken) {
-        let (mut drained, mut is_away) = (0, false);
-        loop {
-            let Some(held) = self.oldest() else {
-                if drained > 0 {
-                    tracing::info!(action = "webhook.spool.drained", deliveries = drained);
-                    drained = 0;
-                }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = self.0.put.notified() => continue,
-                }
-            };
-            match self.drain_one(&admission, held).await {
-                Ok(()) => {
-                    drained += held.deliveries;
-                    is_away = false;
-                    self.state().is_back = true;
-                    self.forget(held);
-                    if stop.is_cancelled() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    self.state().is_back = false;
-                    if !std::mem::replace(&mut is_away, true) {
-                        let Depth { deliveries, bytes, .. } = self.depth();
-                        tracing::warn!(action = "webhook.spool.waiting", deliveries, bytes, error);
-                    }
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(RETRY) => {}
-                    }
-                }
-            }
-        }
-    }
-
-    /// Appends a file and removes it. An error means: later.
-    async fn drain_one(&self, admission: &Admission, held: Held) -> Result<(), String> {
-        let path = self.path(held.name);
-        let bytes = match tokio::fs::read(&path).await {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::error!(action = "webhook.spool.corrupt", path = %path.display(), "a file of the spool is gone");
-                return Ok(());
-            }
-            Err(error) => return Err(format!("{}: {error}", path.display())),
-        };
-        let (deliveries, mut is_good) = decode(&bytes);
-        let batch: Vec<(&Spooled, &SpooledEvent)> =
-            deliveries.iter().flat_map(|delivery| delivery.events.iter().map(move |event| (delivery, event))).collect();
-        for chunk in batch.chunks(append::BATCH_MAX) {
-            let emits: Vec<Emit<'_>> = chunk.iter().map(|(delivery, event)| event.emit(delivery)).collect();
-            match admission.admit_batch(&emits).await {
-                Ok(_) => {}
-                Err(error) if is_outage(&error) => return Err(chain(&error)),
-                // One of them can't be appended at all. It must not hold the others up.
-                Err(_) => {
-                    for emit in &emits {
-                        match admission.admit(emit.clone()).await {
-                            Ok(_) => {}
-                            Err(error) if is_outage(&error) => return Err(chain(&error)),
-                            Err(error) => {
-                                tracing::error!(action = "webhook.spool.refused", event = emit.name, error = %chain(&error));
-                                is_good = false;
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        let removed = if is_good { tokio::fs::remove_file(&path).await } else { self.set_aside(&path).await };
-        // It is appended: drained again at the next start, it would be known.
-        if let Err(error) = removed {
-            tracing::error!(path = %path.display(), %error, "a drained file of the spool can't be removed");
-        }
-        Ok(())
-    }
-
-    async fn set_aside(&self, path: &Path) -> io::Result<()> {
-        let bad = self.0.dir.join("bad");
-        tracing::error!(action = "webhook.spool.corrupt", path = %path.display(), "kept in {}", bad.display());
-        tokio::fs::create_dir_all(&bad).await?;
-        tokio::fs::rename(path, bad.join(path.file_name().unwrap_or_default())).await
-    }
-}
-
-/// Whether the same append may succeed later.
-#[must_use]
-pub fn is_outage(error: &admission::Error) -> bool {
-    match error {
-        admission::Error::Append(error) => {
-            !matches!(error, append::Error::TooLarge { .. } | append::Error::TooManyFamilies { .. })
-        }
-        _ => false,
-    }
-}
-
-impl SpooledEvent {
-    fn emit<'a>(&'a self, delivery: &'a Spooled) -> Emit<'a> {
-        Emit {
-            name: &self.name,
-            data: self.data.as_str(),
-            id: Some(&self.id),
-            source: Some(&delivery.source),
-            ts: Some(delivery.received_ms),
-            meta: Some(&self.meta),
-            trace: delivery.trace.as_deref(),
-            once: Some(Once { key: self.once.clone(), window: Duration::from_millis(self.window_ms) }),
-            ..Emit::default()
-        }
-    }
-}
-
-/// The deliveries of a file, and whether it held nothing else.
-fn decode(bytes: &[u8]) -> (Vec<Spooled>, bool) {
-    let mut decoder = rmp_serde::Deserializer::new(io::Cursor::new(bytes));
-    let mut deliveries = Vec::new();
-    while decoder.position() < bytes.len() as u64 {
-        let Ok(delivery) = Spooled::deserialize(&mut decoder) else { return (deliveries, false) };
-        if delivery.events.iter().any(|event| JsonObject::parse(event.data.as_str()).is_err()) {
-            return (deliveries, false);
-        }
-        deliveries.push(delivery);
-    }
-    (deliveries, true)
-}
-
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-/// Writes a file so that it is there whole, or not at all.
-fn store(dir: &Path, name: Ulid, bodies: &[Vec<u8>]) -> io::Result<()> {
-    let (temporary, path) = (dir.join(format!("{name}.tmp")), dir.join(format!("{name}.mpk")));
-    let written = private().write(true).create_new(true).open(&temporary).and_then(|mut file| {
-        bodies.iter().try_for_each(|body| file.write_all(body))?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
-    });
-    if written.is_err() {
-        // Nobody was answered for it, and nobody will be. What was renamed already may stay: it is known by its ids.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-/// What a former process has left.
-fn found(dir: &Path) -> io::Result<State> {
-    let mut state = State::default();
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = path.file_stem().and_then(|stem| Ulid::from_string(stem.to_str()?).ok());
-        match (name, path.extension().and_then(|end| end.to_str())) {
-            (Some(_), Some("tmp")) => fs::remove_file(&path)?,
-            (Some(name), Some("mpk")) => {
-                let bytes = fs::read(&path)?;
-                files.push(Held { name, bytes: bytes.len() as u64, deliveries: decode(&bytes).0.len().max(1) });
-            }
-            _ => {}
-        }
-    }
-    files.sort_by_key(|held| held.name);
-    state.last = files.last().map(|held| held.name);
-    state.bytes = files.iter().map(|held| held.bytes).sum();
-    state.deliveries = files.iter().map(|held| held.deliveries).sum();
-    state.files = files.into();
-    Ok(state)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::files::decode;
     use super::*;
 
-    fn delivery(n: i64) -> Spooled {
+    pub(super) fn delivery(n: i64) -> Spooled {
         let event = SpooledEvent {
             name: "a/b".into(),
             id: format!("id-{n}"),
@@ -599,16 +420,5 @@ mod tests {
         fs::remove_dir_all(gone.path()).unwrap();
         assert!(matches!(spool.put(&delivery(1)).await, Err(Error::Disk { .. })));
         assert!(!spool.holds_any() && spool.depth().bytes == 0);
-    }
-
-    #[test]
-    fn a_torn_file_gives_what_is_whole() {
-        let mut bytes = rmp_serde::to_vec_named(&delivery(1)).unwrap();
-        bytes.extend(rmp_serde::to_vec_named(&delivery(2)).unwrap());
-        assert_eq!(decode(&bytes), (vec![delivery(1), delivery(2)], true));
-        bytes.pop();
-        assert_eq!(decode(&bytes), (vec![delivery(1)], false));
-        assert_eq!(decode(b"\xc1"), (vec![], false));
-        assert_eq!(decode(b""), (vec![], true));
     }
 }
