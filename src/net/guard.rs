@@ -72,7 +72,6 @@ impl Guard {
     }
 
     /// A client that connects to checked addresses alone, with https or with http.
-    #[must_use]
     pub fn client(&self, is_https: bool) -> ClientBuilder {
         let resolver = GuardedResolver { guard: self.clone(), is_https };
         Client::builder()

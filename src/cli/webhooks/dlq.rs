@@ -176,7 +176,7 @@ async fn letters(bus: &Bus, which: &WhichArgs) -> Result<Vec<EntryId>, Failure> 
     }
     for id in &which.ids {
         let letter = bus.dead_letter(*id).await?;
-        if !letter.as_ref().is_some_and(|letter| !endpoint_of(letter).is_empty()) {
+        if letter.as_ref().is_none_or(|letter| endpoint_of(letter).is_empty()) {
             let message = format!("{id} is no dead letter of an endpoint");
             let list = NextAction::new("webhooks dlq list", "See their ids");
             let fix = "Take an id from joelclaw webhooks dlq list.";
