@@ -206,6 +206,7 @@ impl RegistryPlans {
             retry: self.retry(&Backoff::default(), None),
             slots: Slots::Handlers,
             breaker: None,
+            aimd: false,
         }
     }
 

@@ -147,6 +147,20 @@ pub fn expand(id: EntryId, fields: &Fields, into: &mut Vec<Entry>) -> bool {
     })
 }
 
+/// How many facts one journal entry stands for, about.
+#[must_use]
+pub fn count(id: EntryId, fields: &Fields) -> usize {
+    let mut facts = 0;
+    walk(id, fields, &mut |part| match part {
+        Part::Enqueue(_, lines) => facts += lines.len(),
+        Part::Dispatches { batch, ended, .. } => {
+            facts += batch.rows.iter().map(|row| usize::from(!row.start_known) + usize::from(ended)).sum::<usize>();
+        }
+        Part::Fact(_) => facts += 1,
+    });
+    facts
+}
+
 /// Visits the parts of one journal entry. False when it could not be decoded.
 pub fn walk(id: EntryId, fields: &Fields, visit: &mut impl FnMut(Part<'_>)) -> bool {
     let lines = fields.s.as_deref().map(append::answer_lines).unwrap_or_default();

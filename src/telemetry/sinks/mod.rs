@@ -27,6 +27,8 @@ use crate::streams::journal::{self, Fields};
 use crate::streams::readers::{Held, Reader, Stretch};
 use crate::streams::records::Fact;
 
+/// Records of a step, about: to write one costs many times what it costs to read it.
+const RECORDS: usize = 1024;
 /// How far behind a sink may be while events are dispatched.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks while nothing is new.
@@ -188,9 +190,15 @@ async fn step<S: Sink>(
     let redis = |error: crate::streams::redis::Error| Failed(crate::diagnose::chain(&error));
     let Held::Ours { cursor, .. } = bus.hold_reader(reader).await.map_err(redis)? else { return Ok(Step::Theirs) };
     let batches = pace.batches();
-    let page = bus.journal_batches(cursor.next(), EntryId::MAX, batches).await.map_err(redis)?;
+    let mut page = bus.journal_batches(cursor.next(), EntryId::MAX, batches).await.map_err(redis)?;
     pace.learn(&page);
-    let (written, is_behind) = (page.len(), page.len() == batches);
+    let (read, mut records) = (page.len(), 0);
+    let enough = page.iter().position(|(id, fields)| {
+        records += journal::count(*id, fields);
+        records >= RECORDS
+    });
+    page.truncate(enough.map_or(read, |last| last + 1));
+    let (written, is_behind) = (page.len(), page.len() < read || read == batches);
     let mut done = Step::Done { written, cursor, is_behind };
     if let Some((to, _)) = page.last() {
         sink.write(Batches { rows: &page, system }).await?;
