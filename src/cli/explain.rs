@@ -112,6 +112,11 @@ const CODES: &[Code] = &[
     ),
     code("CONFIRMATION_REQUIRED", "The command would remove something for good.", "Repeat it with --yes."),
     code(
+        "DEAD_LETTER_NOT_FOUND",
+        "There is no dead letter of an endpoint with this id: it was redriven, dropped, or never there.",
+        "See the ids with `joelclaw webhooks dlq list`.",
+    ),
+    code(
         "ENDPOINT_ADDRESS_REFUSED",
         "The address of an endpoint is not public, or http is asked for: events are not sent into networks that only this machine can reach.",
         "Use a public https URL, or open an exception with WEBHOOK_ALLOWED_SUBNETS.",
@@ -125,6 +130,11 @@ const CODES: &[Code] = &[
         "ENDPOINT_INVALID_FILTER",
         "The condition of an endpoint is not CEL, or names something else than `event`.",
         "Write a condition over `event`, such as event.data.amount > 100.",
+    ),
+    code(
+        "ENDPOINT_INVALID_CONDITION",
+        "A condition of --where is not understood.",
+        "Write a path into the data, an operator and a value; see docs/webhooks-outbound.md.",
     ),
     code(
         "ENDPOINT_INVALID_HEADER",
@@ -145,6 +155,11 @@ const CODES: &[Code] = &[
         "ENDPOINT_INVALID_SECRET",
         "The secret is not one of Standard Webhooks.",
         "Leave it out: one is made and shown once.",
+    ),
+    code(
+        "ENDPOINT_INVALID_TRANSFORM",
+        "A part of --pick, --rename or --template is not understood.",
+        "Give JSON pointers below /data; see docs/webhooks-outbound.md.",
     ),
     code(
         "ENDPOINT_INVALID_URL",

@@ -165,7 +165,7 @@ pub enum PauseOutcome {
         /// The pause.
         pause: Pause,
         /// The one it replaced, where that could be read.
-        replaced: Option<Pause>,
+        replaced: Option<Box<Pause>>,
     },
     /// Not set: `manual_pause_active`, `already_paused` or `shorter_than_manual`.
     Refused {

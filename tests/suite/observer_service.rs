@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::drainer_support::Stage;
 use crate::support::{Joelclaw, eventually};
@@ -80,7 +80,7 @@ async fn of_two_requests_at_once_one_looks_and_one_is_skipped_and_nothing_change
 }
 
 async fn invalid(stage: &Stage, variable: &str) -> Fact {
-    fact(stage, "config.invalid", |fact| fact.metadata["variable"] == Value::from(variable)).await
+    fact(stage, "config.invalid", |fact| fact.metadata["variable"] == variable).await
 }
 
 fn hang_up(joelclaw: &Joelclaw, drainer: &crate::support::Running, lines: &[(&str, &str)]) {

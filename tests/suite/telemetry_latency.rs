@@ -177,6 +177,26 @@ async fn what_is_recorded_directly_is_written_by_its_minute_and_added_up_over_wr
     assert!((summary.p50.unwrap() - 50.0).abs() <= 0.05);
 }
 
+#[tokio::test]
+async fn a_replay_takes_nothing_over_although_the_first_step_of_a_minute_has_no_dispatch() {
+    let t = TestBus::start().await;
+    let first_ms = t.bus.now_ms().await.unwrap() / 60_000 * 60_000 - 600_000;
+    // More than one step of batches that have no latency, then some that have, all of one minute.
+    for ms in first_ms..first_ms + 600 {
+        let blob = journal::encode_facts([Fact::new("queue", "queue.noted")]);
+        let mut add = redis::cmd("XADD");
+        add.arg(t.bus.keys.journal()).arg(format!("{ms}-0")).arg("b").arg(blob);
+        t.bus.redis.query::<String>(&add).await.unwrap();
+    }
+    dispatches(&t.bus, first_ms + 1_000, 0, 20).await;
+    assert!(Follower::new(t.bus.clone(), "one", KEEP).catch_up().await.unwrap());
+    let before = stored(&t).await;
+    t.cmd::<()>(&["DEL", &t.bus.keys.reader_lease("stats")]).await;
+    projection::replay(&t.bus, "two", KEEP).await.unwrap();
+    assert_eq!(before, stored(&t).await);
+    assert_exact(&t.bus, first_ms + 1_000, 0, 20).await;
+}
+
 /// Batches that the archive has not passed.
 async fn behind(bus: &Bus) -> u64 {
     bus.journal_end().await.unwrap().behind(&bus.readers().await.unwrap()["archive"])

@@ -76,7 +76,7 @@ async fn no_valid_delivery_is_refused_while_a_secret_is_rotated() {
                 if is_over.load(Ordering::SeqCst) {
                     break;
                 }
-                let is_new = is_new_known.load(Ordering::SeqCst) && (sender + n) % 2 == 0;
+                let is_new = is_new_known.load(Ordering::SeqCst) && (sender + n).is_multiple_of(2);
                 let (secret, id) = (if is_new { NEW } else { SECRET }, format!("r-{sender}-{n}"));
                 let (status, _) = answer(served.signed(client, "package", &id, BODY, secret)).await;
                 *statuses.entry(status).or_default() += 1;

@@ -85,14 +85,17 @@ pub struct Recent {
     pub detail: Option<Value>,
 }
 
+/// Name → when each pause began and ended, ms.
+type PausesByName = BTreeMap<String, Vec<(u64, u64)>>;
+
 /// What the fold must remember from batch to batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Family → when it was paused, ms: from, to. A pause that is in force ends at its expiry, unless it is ended before.
-    pauses: BTreeMap<String, Vec<(u64, u64)>>,
+    pauses: PausesByName,
     /// The same of beginnings of names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    prefix_pauses: BTreeMap<String, Vec<(u64, u64)>>,
+    prefix_pauses: PausesByName,
     /// The last batch that it knows of.
     seen: (u64, u64),
     /// The minute of the first.
@@ -175,7 +178,7 @@ impl State {
         }
     }
 
-    fn pauses_named<'a>(&mut self, name: &'a str) -> (&'a str, &mut BTreeMap<String, Vec<(u64, u64)>>) {
+    fn pauses_named<'a>(&mut self, name: &'a str) -> (&'a str, &mut PausesByName) {
         match name.strip_suffix('*') {
             Some(prefix) => (prefix, &mut self.prefix_pauses),
             None => (name, &mut self.pauses),

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::latency::minute_of;
 use super::super::latency::read::{self, BySeries};
 use super::fold::{Fold, State, Table};
-use super::{NAME, WRITER};
+use super::{KINDS, NAME, WRITER};
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
 use crate::streams::readers::{Held, MinuteWrite, Reader, Stretch};
@@ -161,6 +161,10 @@ impl Follower {
             let open = self.open.entry(*minute).or_default();
             open.merge(table);
             let mut by_kind: BTreeMap<&str, Vec<(String, Vec<u8>)>> = BTreeMap::new();
+            if is_fresh {
+                // What an earlier pass left of a kind that this step has nothing of must not be taken for ours later.
+                by_kind.extend(KINDS.map(|kind| (kind, Vec::new())));
+            }
             for (kind, series) in table.samples.keys() {
                 if let Some(sample) = open.samples.get(&(kind.clone(), series.clone())) {
                     let fields = by_kind.entry(kind).or_default();

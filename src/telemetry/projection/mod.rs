@@ -18,11 +18,15 @@ pub mod fold;
 mod follow;
 mod window;
 
+use super::latency::kind;
+
 pub use check::{Checked, check};
 pub use follow::{Follower, Taken, replay};
 pub use window::{Window, by_family, folded, window};
 
 /// Its name among the readers of the journal.
 pub const NAME: &str = "stats";
+/// The kinds that it makes; the others are the recorder's.
+const KINDS: [&str; 6] = [kind::WAIT, kind::WAIT_ACTIVE, kind::DISPATCH, kind::E2E, kind::TRIAGE, kind::OBSERVE];
 /// The writer of its histograms.
 const WRITER: &str = "journal";

@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::super::latency::read::{self, BySeries};
-use super::super::latency::{Sample, Summary, kind, minute_of};
-use super::NAME;
+use super::super::latency::{Sample, Summary, minute_of};
 use super::fold::{Fold, State, Table};
+use super::{KINDS, NAME};
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
 use crate::streams::minutes::Fields;
 use crate::streams::redis::Error;
 
-/// The kinds a window holds.
-const KINDS: [&str; 6] = [kind::WAIT, kind::WAIT_ACTIVE, kind::DISPATCH, kind::E2E, kind::TRIAGE, kind::OBSERVE];
 /// Journal batches per read.
 const PAGE: usize = 256;
 

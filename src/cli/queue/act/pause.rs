@@ -79,7 +79,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     };
     match bus.pause(&new).await? {
         PauseOutcome::Paused { pause, replaced } => {
-            let parts = Parts { pause: &pause, replaced: replaced.as_ref(), warning };
+            let parts = Parts { pause: &pause, replaced: replaced.as_deref(), warning };
             Ok(report(parts, &bus, context).await?)
         }
         PauseOutcome::Refused { standing, .. } => Err(longer_stands(args, standing.as_ref())),
