@@ -127,14 +127,14 @@ const CODES: &[Code] = &[
         "Look at it with `joelclaw webhooks endpoints show`, then repeat the command.",
     ),
     code(
-        "ENDPOINT_INVALID_FILTER",
-        "The condition of an endpoint is not CEL, or names something else than `event`.",
-        "Write a condition over `event`, such as event.data.amount > 100.",
-    ),
-    code(
         "ENDPOINT_INVALID_CONDITION",
         "A condition of --where is not understood.",
         "Write a path into the data, an operator and a value; see docs/webhooks-outbound.md.",
+    ),
+    code(
+        "ENDPOINT_INVALID_FILTER",
+        "The condition of an endpoint is not CEL, or names something else than `event`.",
+        "Write a condition over `event`, such as event.data.amount > 100.",
     ),
     code(
         "ENDPOINT_INVALID_HEADER",
