@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::bus::Bus;
 use super::entry_id::EntryId;
+use super::family::CANARY;
 use super::lane::Lane;
 use super::records::Fact;
 use super::redis::Error;
@@ -112,6 +113,9 @@ impl Ledger {
     fn take(&mut self, fact: &Fact) {
         let text = |name: &str| fact.metadata.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
         let lane = fact.lane.clone().unwrap_or_default();
+        if lane.strip_prefix(CANARY).is_some_and(|rest| rest.starts_with(":p")) {
+            return;
+        }
         let scheduled = (lane.clone(), format!("@{}", fact.event_id.as_deref().unwrap_or_default()));
         let key = (lane.clone(), fact.stream_id.clone().unwrap_or_default());
         match &*fact.action {

@@ -52,6 +52,8 @@ async fn ready_means_that_an_event_went_the_whole_way_lately() {
     let result = &told["result"];
     assert_eq!((&result["dispatches"]["started"], &result["queueLatencyMs"]["count"]), (&json!(0), &json!(0)));
     assert!(!result.to_string().contains("system-bus/canary"), "{result}");
+    let verified = story.joelclaw.run(&["verify", "--since", "1h"]).await.assert_success().json();
+    assert_eq!((&verified["result"]["accepted"], &verified["result"]["lost"]), (&json!(0), &json!(0)));
     let events = reqwest::get(format!("{url}/v1/events")).await.unwrap().text().await.unwrap();
     assert_eq!(serde_json::from_str::<Value>(&events).unwrap()["data"], json!([]));
 }
