@@ -91,9 +91,9 @@ pub async fn run(
     let record = &entry.record;
     let provider = senders.find(&record.provider).ok_or_else(|| Error::NoProvider(record.provider.clone()))?;
     // What can't be replayed is not counted as a replay.
-    events(entry, &*provider)?;
+    let events = events(entry, &*provider)?;
     let number = bus.count_replay(&record.reference, keep).await?;
-    Ok((number, replay(entry, &*provider, number, admission).await?))
+    Ok((number, replay(entry, &*provider, &events, number, admission).await?))
 }
 
 /// What a replay has done, as commands and endpoints tell it.
@@ -113,14 +113,14 @@ pub fn shown(entry: &Entry, number: u64, accepted: &[Accepted]) -> Value {
     })
 }
 
-/// Appends the events of a delivery of the log as its replay number `number`.
+/// Appends `events`, those of a delivery of the log, as its replay number `number`.
 async fn replay(
     entry: &Entry,
     provider: &dyn Provider,
+    events: &[NormalizedEvent],
     number: u64,
     admission: &Admission,
 ) -> Result<Vec<Accepted>, Error> {
-    let events = events(entry, provider)?;
     let (source, record) = (format!("webhook/{}", provider.id()), &entry.record);
     let mut seen: HashMap<String, usize> = HashMap::new();
     let ready: Vec<[String; 3]> = events
@@ -138,7 +138,7 @@ async fn replay(
         .collect();
     let emits: Vec<Emit<'_>> = ready
         .iter()
-        .zip(&events)
+        .zip(events)
         .map(|([name, id, meta], event)| Emit {
             name,
             data: event.data.as_str(),

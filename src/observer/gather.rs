@@ -12,6 +12,7 @@ use crate::streams::control::{Pause, PauseSource, Pauses};
 use crate::streams::control_observer::Memory;
 use crate::streams::depth::{Depth, FamilyDepth};
 use crate::streams::entry_id::EntryId;
+use crate::streams::lane::family_of;
 use crate::streams::redis::Error;
 use crate::telemetry::latency::kind;
 use crate::telemetry::projection::{Window, window};
@@ -68,10 +69,6 @@ pub async fn snapshot(bus: &Bus, policy: &Policy, is_quiet: Option<bool>, hours:
     made.control.kill_switch = Some(kill.is_some());
     made.settle();
     Ok(made)
-}
-
-fn family_of(lane: &str) -> &str {
-    lane.rsplit_once(":p").map_or(lane, |(family, _)| family)
 }
 
 fn assemble(read: &Read, policy: &Policy, gateway: GatewayView, hours: u64) -> Snapshot {

@@ -16,6 +16,7 @@ use crate::functions::expr::{Expr, Roots, Scope};
 use crate::functions::store::WORK;
 use crate::net::guard::{self, Guard};
 use crate::streams::family::Family;
+use crate::streams::name_pattern;
 
 /// Patterns of one endpoint at most.
 const MAX_PATTERNS: usize = 64;
@@ -334,18 +335,7 @@ fn matches(pattern: &str, name: &str) -> bool {
     if RESERVED.iter().any(|reserved| name.starts_with(reserved) && !literal.starts_with(reserved)) {
         return false;
     }
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let mut parts: Vec<&str> = parts.collect();
-    // No `*` at all: the whole name was the pattern, or it is not.
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
+    name_pattern::fits(pattern, name)
 }
 
 /// `webhook-signature` of one delivery at this time: a signature per secret, separated by blanks.

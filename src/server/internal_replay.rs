@@ -58,12 +58,10 @@ fn not_replayed(error: &Error) -> Response {
             StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
         }
     };
-    let mut response = refuse(status, chain(error));
-    if status != StatusCode::SERVICE_UNAVAILABLE {
-        let body = json!({ "ok": false, "error": chain(error), "code": error.code() });
-        response = (status, Json(body)).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return refuse(status, chain(error));
     }
-    response
+    (status, Json(json!({ "ok": false, "error": chain(error), "code": error.code() }))).into_response()
 }
 
 async fn one(State(internal): State<Internal>, Path(reference): Path<String>) -> Response {

@@ -191,18 +191,11 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     let bus = Bus::new(redis, &config.system.key_prefix);
     let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
 
-    let watch = registry.clone().watch(stop.clone());
-    tasks.spawn(async move {
-        watch.await;
-        Ok(())
-    });
+    own(&mut tasks, registry.clone().watch(stop.clone()));
     let note_bus = bus.clone();
     let (note_dir, note_stop) = (config.system.data_dir.clone(), stop.clone());
     let (in_force, told_settings) = tokio::sync::watch::channel(settings_of(config));
-    tasks.spawn(async move {
-        note::keep(&note_bus, &note_dir, told_settings, note_stop).await;
-        Ok(())
-    });
+    own(&mut tasks, async move { note::keep(&note_bus, &note_dir, told_settings, note_stop).await });
 
     let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
     telemetry.metrics.know_build(role.name());
@@ -213,30 +206,18 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     if let Err(error) = functions.refresh().await {
         tracing::warn!(error = %chain(&error), "the functions are not known yet");
     }
-    let watched = functions.clone().watch(stop.clone());
-    tasks.spawn(async move {
-        watched.await;
-        Ok(())
-    });
+    own(&mut tasks, functions.clone().watch(stop.clone()));
     let endpoints = Endpoints::new(bus.separate());
     if let Err(error) = endpoints.refresh().await {
         tracing::warn!(error = %chain(&error), "the endpoints are not known yet");
     }
-    let watched = endpoints.clone().watch(stop.clone());
-    tasks.spawn(async move {
-        watched.await;
-        Ok(())
-    });
+    own(&mut tasks, endpoints.clone().watch(stop.clone()));
     let appender = Appender::start(&bus, append_settings(config));
     let settings = engine::Settings { recorder: Some(telemetry.recorder.clone()), ..engine_settings(config)? };
     let engine =
         Engine::new(bus.clone(), functions.clone(), appender.clone(), settings, stop.clone()).map_err(Error::Task)?;
     if role.drainer {
-        let running = function_metrics::run(telemetry.metrics.clone(), engine.clone(), stop.clone());
-        tasks.spawn(async move {
-            running.await;
-            Ok(())
-        });
+        own(&mut tasks, function_metrics::run(telemetry.metrics.clone(), engine.clone(), stop.clone()));
     }
     let mut observed = None;
     if role.drainer {
@@ -245,11 +226,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         let observer = Observer::new(bus.clone(), Policy::from_config(config), Some(reporter), Some(models))
             .with_probe(config.drainer.is_breaker_enabled);
         let post = Post::new(observer);
-        let running = post.clone().run(stop.clone());
-        tasks.spawn(async move {
-            running.await;
-            Ok(())
-        });
+        own(&mut tasks, post.clone().run(stop.clone()));
         observed = Some(post);
     }
     let mut vitals = None;
@@ -259,22 +236,10 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         let waits = move |family: &Family| {
             routes::waits_for_function(&waiting_registry, &waiting_functions, is_inngest_served, family)
         };
-        let running = Ahead::new(bus.separate(), sending.clone(), waits).run(stop.clone());
-        tasks.spawn(async move {
-            running.await;
-            Ok(())
-        });
-        let running = outbound::figures::run(sending.clone(), stop.clone());
-        tasks.spawn(async move {
-            running.await;
-            Ok(())
-        });
+        own(&mut tasks, Ahead::new(bus.separate(), sending.clone(), waits).run(stop.clone()));
+        own(&mut tasks, outbound::figures::run(sending.clone(), stop.clone()));
         if let Some(keep) = config.webhook.endpoint_dead_retain {
-            let running = outbound::expiry::run(bus.separate(), keep, stop.clone());
-            tasks.spawn(async move {
-                running.await;
-                Ok(())
-            });
+            own(&mut tasks, outbound::expiry::run(bus.separate(), keep, stop.clone()));
         }
         let plans = RegistryPlans::new(
             registry.clone(),
@@ -286,11 +251,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             Some(post) => plans.with_observer(post.clone()),
             None => plans,
         };
-        let running = engine.clone().run(stop.clone());
-        tasks.spawn(async move {
-            running.await;
-            Ok(())
-        });
+        own(&mut tasks, engine.clone().run(stop.clone()));
         let settings = drainer_settings(config, &options);
         let drainer = Drainer::new(bus.clone(), settings.clone(), Arc::new(plans));
         watchdog::start(
@@ -330,45 +291,28 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         };
         let (triage, asking) = self::triage(config, &registry, stop.clone());
         let (worker_bus, worker_stop) = (bus.separate(), stop.clone());
-        tasks.spawn(async move {
-            asking.run(worker_bus, worker_stop).await;
-            Ok(())
-        });
+        own(&mut tasks, async move { asking.run(worker_bus, worker_stop).await });
         triaged = Some(triage.clone());
         let every = config.server.canary_interval;
         let canary = (vitals.is_some() && !every.is_zero()).then(|| Canary::new(every));
         if let Some(canary) = canary.clone() {
-            let flying = canary.run(bus.clone(), appender.clone(), stop.clone());
-            tasks.spawn(async move {
-                flying.await;
-                Ok(())
-            });
+            own(&mut tasks, canary.run(bus.clone(), appender.clone(), stop.clone()));
         }
         let admission = Admission::new(Kept::new(appender, &bus), Arc::new(routes)).with_triage(triage);
         let for_webhooks = admission.clone().triaged_within(WEBHOOK_TRIAGE_LIMIT);
         let senders = senders::senders(config, &leased)?;
         let spool = spool(config);
         if let Some(spool) = &spool {
-            let draining = spool.clone().drain(for_webhooks.clone(), stop.clone());
-            tasks.spawn(async move {
-                draining.await;
-                Ok(())
-            });
+            own(&mut tasks, spool.clone().drain(for_webhooks.clone(), stop.clone()));
         }
         let (log, writing) = DeliveryLog::start(bus.separate(), log_settings(config), stop.clone());
-        tasks.spawn(async move {
-            writing.await;
-            Ok(())
-        });
+        own(&mut tasks, writing);
         let disabled = Disabled::default();
         if let Err(error) = disabled.refresh(&bus).await {
             tracing::warn!(error = %chain(&error), "the disabled providers are not known yet");
         }
         let (watched, watched_bus, watched_stop) = (disabled.clone(), bus.separate(), stop.clone());
-        tasks.spawn(async move {
-            watched.watch(watched_bus, watched_stop).await;
-            Ok(())
-        });
+        own(&mut tasks, async move { watched.watch(watched_bus, watched_stop).await });
         if let Some(spool) = &spool {
             telemetry.watch_spool(spool.clone(), &stop, &mut tasks);
         }
@@ -383,20 +327,13 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         served = Some(gateway.clone());
         let is_host = is_host(config);
         if is_host {
-            let keeping = senders::keep(config.clone(), leased.clone(), stop.clone());
-            tasks.spawn(async move {
-                keeping.await;
-                Ok(())
-            });
+            own(&mut tasks, senders::keep(config.clone(), leased.clone(), stop.clone()));
         } else {
             tracing::info!("WORKER_ROLE is cluster: secrets come from the environment and from files alone");
         }
         let worker = note::WorkerStarted { port: config.server.port, is_host, functions: functions.clone() };
         let (worker_bus, worker_stop) = (bus.separate(), stop.clone());
-        tasks.spawn(async move {
-            worker.tell(&worker_bus, worker_stop).await;
-            Ok(())
-        });
+        own(&mut tasks, async move { worker.tell(&worker_bus, worker_stop).await });
         if config.telemetry.emit_token.is_none() && !config.server.bind.is_loopback() {
             tracing::warn!(
                 bind = %config.server.bind,
@@ -456,15 +393,9 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         bus: bus.clone(),
     };
     let reload_stop = stop.clone();
-    tasks.spawn(async move {
-        reload.run(reload_stop).await;
-        Ok(())
-    });
+    own(&mut tasks, async move { reload.run(reload_stop).await });
     let notify_stop = stop.clone();
-    tasks.spawn(async move {
-        notify::keep(supervised, stall_after, notify_stop).await;
-        Ok(())
-    });
+    own(&mut tasks, async move { notify::keep(supervised, stall_after, notify_stop).await });
     started(&told);
     let Some(managed) = managed else { return supervise(tasks, &stop).await };
     // It outlives the others: their last completions still need it.
@@ -788,6 +719,14 @@ fn spool_waits(spool: &Spool) -> Result<(), String> {
         age_s if age_s >= 60 => Err(format!("{} deliveries wait, the oldest for {age_s} s", depth.deliveries)),
         _ => Ok(()),
     }
+}
+
+/// Makes a task of a part that ends without a result.
+fn own(tasks: &mut JoinSet<Result<(), Error>>, part: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        part.await;
+        Ok(())
+    });
 }
 
 fn readiness(

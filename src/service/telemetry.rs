@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use secrecy::ExposeSecret as _;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
+use super::{Error, own};
 use crate::config::{Config, OtlpProtocol, OwnTraces};
 use crate::diagnose::chain;
 use crate::drainer::vitals::Vitals;
@@ -76,13 +77,9 @@ impl Telemetry {
         tasks: &mut JoinSet<Result<(), Error>>,
     ) {
         let (metrics, stop) = (self.metrics.clone(), stop.clone());
-        tasks.spawn(async move {
+        own(tasks, async move {
             let mut ticks = tokio::time::interval(LOOKS);
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    _ = ticks.tick() => {}
-                }
+            while next(&mut ticks, &stop).await {
                 for took in vitals.take_turns() {
                     metrics.tick_duration.observe(Vec::new(), took.as_secs_f64(), 1);
                 }
@@ -101,13 +98,9 @@ impl Telemetry {
     /// Tells what waits in the spool.
     pub(super) fn watch_spool(&self, spool: Spool, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), Error>>) {
         let (metrics, stop) = (self.metrics.clone(), stop.clone());
-        tasks.spawn(async move {
+        own(tasks, async move {
             let mut ticks = tokio::time::interval(LOOKS);
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    _ = ticks.tick() => {}
-                }
+            while next(&mut ticks, &stop).await {
                 let depth = spool.depth();
                 #[allow(clippy::cast_precision_loss)]
                 for (levels, value) in [
@@ -134,13 +127,9 @@ impl Telemetry {
     /// Tells how the checks of readiness go.
     pub(super) fn watch(&self, readiness: Readiness, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), Error>>) {
         let (metrics, stop) = (self.metrics.clone(), stop.clone());
-        tasks.spawn(async move {
+        own(tasks, async move {
             let mut ticks = tokio::time::interval(CHECKS);
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    _ = ticks.tick() => {}
-                }
+            while next(&mut ticks, &stop).await {
                 let began = Instant::now();
                 let (_, report) = readiness.report().await;
                 metrics.health_duration.set(vec![("component", "all".to_owned())], began.elapsed().as_secs_f64());
@@ -152,6 +141,14 @@ impl Telemetry {
                 }
             }
         });
+    }
+}
+
+/// Waits for the next look; false when `stop` came first.
+async fn next(ticks: &mut Interval, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        _ = ticks.tick() => true,
     }
 }
 
@@ -183,11 +180,7 @@ pub(super) fn start(
         spans: spans.clone(),
         heartbeat: Heartbeat::default(),
     };
-    let beating = fed.heartbeat.clone().run(stop.clone());
-    tasks.spawn(async move {
-        beating.await;
-        Ok(())
-    });
+    own(tasks, fed.heartbeat.clone().run(stop.clone()));
     let address = config.telemetry.metrics_addr.as_deref().and_then(|text| {
         let address = text.parse().ok();
         if address.is_none() {

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::append;
 use super::bus::Bus;
 use super::entry_id::EntryId;
+use super::lane::family_of;
 use super::records::{Dispatches, Enqueue, Entry, Fact, Level, Record};
 use super::redis::Error;
 use super::scripts;
@@ -261,7 +262,7 @@ fn expand_dispatches(batch: &Dispatches, ended: bool, refused: &[&str], push: &m
     for row in &batch.rows {
         let lane = batch.lanes.get(usize::from(row.lane)).cloned().unwrap_or_default();
         let (kind, target) = batch.handlers.get(usize::from(row.handler)).cloned().unwrap_or_default();
-        let family = lane.rsplit_once(":p").map_or(lane.as_str(), |(family, _)| family).to_owned();
+        let family = family_of(&lane).to_owned();
         let stream_id = EntryId { ms: row.ms, seq: row.seq }.to_string();
         let base = |action| {
             let mut fact = Fact::new("queue-drainer", action)

@@ -29,6 +29,12 @@ impl fmt::Display for Lane {
     }
 }
 
+/// The event name in a lane as text, or the text itself where it is none: journal records name what was there then.
+#[must_use]
+pub fn family_of(lane: &str) -> &str {
+    lane.rsplit_once(":p").map_or(lane, |(family, _)| family)
+}
+
 /// The text is not `<family>:p<0-3>`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a lane such as content/updated:p1")]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::bus::Bus;
 use super::entry_id::EntryId;
 use super::family::CANARY;
-use super::lane::Lane;
+use super::lane::{Lane, family_of};
 use super::records::Fact;
 use super::redis::Error;
 
@@ -113,7 +113,7 @@ impl Ledger {
     fn take(&mut self, fact: &Fact) {
         let text = |name: &str| fact.metadata.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
         let lane = fact.lane.clone().unwrap_or_default();
-        if lane.strip_prefix(CANARY).is_some_and(|rest| rest.starts_with(":p")) {
+        if family_of(&lane) == CANARY {
             return;
         }
         let scheduled = (lane.clone(), format!("@{}", fact.event_id.as_deref().unwrap_or_default()));

@@ -29,6 +29,7 @@ pub mod look;
 pub mod managed;
 pub mod minutes;
 mod model_key;
+pub mod name_pattern;
 pub mod priority;
 pub mod public_id;
 pub mod readers;

@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 
 use super::{Answers, DeliveryKey, NormalizedEvent, Provider, Sample, Skip, payload};
 use crate::ingest::fields::{Fields, compact, json_string, object_text};
-use crate::ingest::name_filter::matches;
 use crate::ingest::signature::{Delivery, Encoding, Hash, Scheme, Verified};
 use crate::streams::json::JsonObject;
+use crate::streams::name_pattern;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -71,7 +71,7 @@ impl Provider for Joelclaw {
         let hook = Fields::parse(body.as_str()).unwrap_or_default();
         let name = hook.string("name").filter(|name| !name.trim().is_empty()).ok_or(Skip::InvalidEvent)?;
         let data = payload(Some(hook.object_text("data").ok_or(Skip::InvalidEvent)?));
-        let is_listed = self.allowed_events.iter().any(|pattern| matches(pattern, &name));
+        let is_listed = self.allowed_events.iter().any(|pattern| name_pattern::fits(pattern, &name));
         if name.starts_with(RESERVED) || !(self.allowed_events.is_empty() || is_listed) {
             return Err(Skip::NotAllowed);
         }

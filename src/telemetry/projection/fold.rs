@@ -10,6 +10,7 @@ use super::super::latency::{Sample, kind, minute_of};
 use crate::streams::entry_id::EntryId;
 use crate::streams::family::CANARY;
 use crate::streams::journal::{self, Fields, Part};
+use crate::streams::lane::family_of;
 use crate::streams::records::{Dispatches, Enqueue, Fact, Level};
 
 /// Pauses of one family that are remembered.
@@ -276,10 +277,6 @@ impl Fold {
             table.count("undecodable||".into(), 1);
         }
     }
-}
-
-fn family_of(lane: &str) -> &str {
-    lane.rsplit_once(":p").map_or(lane, |(family, _)| family)
 }
 
 fn take_enqueue(batch: &Enqueue, lines: &[&str], table: &mut Table) {

@@ -8,6 +8,7 @@ use super::fold::{Fold, State, Table};
 use super::{KINDS, NAME};
 use crate::streams::bus::Bus;
 use crate::streams::entry_id::EntryId;
+use crate::streams::lane::family_of;
 use crate::streams::minutes::Fields;
 use crate::streams::redis::Error;
 
@@ -205,7 +206,7 @@ async fn fold_tail(bus: &Bus, fold: &mut Fold, from: EntryId, to: &mut EntryId) 
 pub fn by_family<'a>(counts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> BTreeMap<String, u64> {
     let mut families = BTreeMap::new();
     for (lane, _, count) in counts {
-        let family = lane.rsplit_once(":p").map_or(lane, |(family, _)| family);
+        let family = family_of(lane);
         *families.entry(family.to_owned()).or_default() += count;
     }
     families

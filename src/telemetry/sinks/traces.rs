@@ -27,6 +27,7 @@ use super::otlp::{Settings, Transport, resource};
 use super::{Batches, Failed, Sink};
 use crate::streams::entry_id::EntryId;
 use crate::streams::journal::{self, Part};
+use crate::streams::lane::family_of;
 use crate::streams::records::{DispatchRow, Dispatches, Enqueue, Fact};
 use crate::streams::trace::TraceContext;
 
@@ -175,10 +176,6 @@ fn context(of: &TraceContext, is_remote: bool) -> SpanContext {
 
 fn at(ms: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
-}
-
-fn family_of(lane: &str) -> &str {
-    lane.rsplit_once(":p").map_or(lane, |(family, _)| family)
 }
 
 /// What every span about a message says.

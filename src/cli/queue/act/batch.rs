@@ -2,15 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::super::super::Context;
-use super::super::super::output::{Failure, NextAction, Param, Report};
-use super::super::super::render::{self, Human};
-use super::super::{bus_to_change, redis_of};
-use super::pause::{invalid_ttl, ttl};
-use super::steering::{not_in_force, view};
-use super::{actor, reason_or};
+use super::super::super::output::{Failure, Report};
+use super::super::super::render;
+use super::steering::{self, Asked};
 use crate::config::units::parse_duration;
 use crate::streams::family::Family;
 use crate::streams::steering::{Slot, Wish};
@@ -50,30 +45,21 @@ fn window(text: &str) -> Result<Duration, String> {
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let family = &args.family;
-    let reason = reason_or(args.reason.as_deref(), || format!("Manual change from {} for {family}", context.command));
-    let actor = actor(args.actor.as_deref(), context);
-    let status = NextAction::new("queue control status", "See what is in force");
-    let Some((every, max)) = args.every.zip(args.max).filter(|_| !args.end) else {
-        let bus = bus_to_change(context).await?;
-        let ended = bus.end_steering(family, Slot::Pace, &reason, &actor).await?;
-        let ended = ended.ok_or_else(|| not_in_force(family, "has no pace"))?;
-        let result = json!({ "ok": true, "family": family, "ended": view(&ended, bus.now_ms().await?),
-            "redis": redis_of(&bus, context).await });
-        let text = format!("{family} goes on as fast as it can.");
-        return Ok(Report::new(result, Human::new().text(text)).next(status));
+    let asked = args.every.zip(args.max).filter(|_| !args.end);
+    let wish = asked.map(|(every, max)| {
+        let told = format!("At most {max} events of {family} start every {}.", render::age(every));
+        (Wish::Batch { every, max }, "batch", told)
+    });
+    let asked = Asked {
+        family,
+        wish,
+        slot: Slot::Pace,
+        ttl: &args.ttl,
+        reason: args.reason.as_deref(),
+        actor: args.actor.as_deref(),
+        nothing: "has no pace",
+        ended: format!("{family} goes on as fast as it can."),
+        undo: ("queue batch <family> --end", "Back to as fast as they can"),
     };
-    let longest = context.config.queue.pause_max_ttl;
-    let lasts = ttl(&args.ttl, longest).ok_or_else(|| invalid_ttl("--ttl", &args.ttl, longest))?;
-    let bus = bus_to_change(context).await?;
-    let (now_in_force, replaced) = bus.steer(family, Wish::Batch { every, max }, lasts, &reason, &actor).await?;
-    let now = now_in_force.applied_at_ms;
-    let mut result = json!({ "ok": true, "batch": view(&now_in_force, now) });
-    if let Some(replaced) = replaced {
-        result["replaced"] = view(&replaced, now);
-    }
-    result["redis"] = redis_of(&bus, context).await;
-    let text = format!("At most {max} events of {family} start every {}.", render::age(every));
-    let undo = NextAction::new("queue batch <family> --end", "Back to as fast as they can")
-        .param("family", Param::new().value(family.as_str()).required());
-    Ok(Report::new(result, Human::new().text(text)).next(undo).next(status))
+    steering::run(asked, context).await
 }

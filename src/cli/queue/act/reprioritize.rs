@@ -1,14 +1,8 @@
 //! `joelclaw queue reprioritize`: let the events of a family count as of another priority, for a while.
 
-use serde_json::json;
-
 use super::super::super::Context;
-use super::super::super::output::{Failure, NextAction, Param, Report};
-use super::super::super::render::Human;
-use super::super::{bus_to_change, redis_of};
-use super::pause::{invalid_ttl, ttl};
-use super::steering::{not_in_force, view};
-use super::{actor, reason_or};
+use super::super::super::output::{Failure, Report};
+use super::steering::{self, Asked};
 use crate::streams::family::Family;
 use crate::streams::priority::Priority;
 use crate::streams::steering::{Slot, Wish};
@@ -40,30 +34,20 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let family = &args.family;
-    let reason = reason_or(args.reason.as_deref(), || format!("Manual change from {} for {family}", context.command));
-    let actor = actor(args.actor.as_deref(), context);
-    let status = NextAction::new("queue control status", "See what is in force");
-    let Some(priority) = args.priority.filter(|_| !args.end) else {
-        let bus = bus_to_change(context).await?;
-        let ended = bus.end_steering(family, Slot::Priority, &reason, &actor).await?;
-        let ended = ended.ok_or_else(|| not_in_force(family, "has no other priority"))?;
-        let result = json!({ "ok": true, "family": family, "ended": view(&ended, bus.now_ms().await?),
-            "redis": redis_of(&bus, context).await });
-        let text = format!("The events of {family} count as of their stored priorities again.");
-        return Ok(Report::new(result, Human::new().text(text)).next(status));
+    let wish = args.priority.filter(|_| !args.end).map(|priority| {
+        let told = format!("The events of {family} count as {}.", priority.label());
+        (Wish::Priority(priority), "reprioritize", told)
+    });
+    let asked = Asked {
+        family,
+        wish,
+        slot: Slot::Priority,
+        ttl: &args.ttl,
+        reason: args.reason.as_deref(),
+        actor: args.actor.as_deref(),
+        nothing: "has no other priority",
+        ended: format!("The events of {family} count as of their stored priorities again."),
+        undo: ("queue reprioritize <family> --end", "Back to the stored priorities"),
     };
-    let longest = context.config.queue.pause_max_ttl;
-    let lasts = ttl(&args.ttl, longest).ok_or_else(|| invalid_ttl("--ttl", &args.ttl, longest))?;
-    let bus = bus_to_change(context).await?;
-    let (now_in_force, replaced) = bus.steer(family, Wish::Priority(priority), lasts, &reason, &actor).await?;
-    let now = now_in_force.applied_at_ms;
-    let mut result = json!({ "ok": true, "reprioritize": view(&now_in_force, now) });
-    if let Some(replaced) = replaced {
-        result["replaced"] = view(&replaced, now);
-    }
-    result["redis"] = redis_of(&bus, context).await;
-    let text = format!("The events of {family} count as {}.", priority.label());
-    let undo = NextAction::new("queue reprioritize <family> --end", "Back to the stored priorities")
-        .param("family", Param::new().value(family.as_str()).required());
-    Ok(Report::new(result, Human::new().text(text)).next(undo).next(status))
+    steering::run(asked, context).await
 }
