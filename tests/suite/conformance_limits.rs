@@ -96,14 +96,28 @@ async fn two_limits_at_once(stage: &Stage, app: &App) {
     }
 }
 
+/// The event of a run that keeps the function's only slot until its gate is opened: all others can stand in line by then.
+async fn slot_holder(stage: &Stage, app: &App, function: &str) -> String {
+    let event = stage.send(&format!("conf/{function}"), json!({"waits": true})).await;
+    app.wait_for("the slot to be taken", |call| call.function == function && call.step.as_deref() == Some("wait"))
+        .await;
+    event
+}
+
 async fn older_runs_end_first(stage: &Stage, app: &App) {
+    let holder = slot_holder(stage, app, "older").await;
+    let mut expected = vec![stage.run_id_of(&holder).await];
     let sent = send(stage, "conf/older", 3, |_| json!({})).await;
+    for event in &sent {
+        expected.push(stage.run_id_of(event).await);
+    }
+    app.open("older").await;
     all_completed(stage, &sent).await;
     let steps = app.noted("older", "step").await;
     let mut order: Vec<String> = steps.into_iter().map(|call| call.run).collect();
-    assert_eq!(order.len(), 6);
+    assert_eq!(order.len(), 9);
     order.dedup();
-    assert_eq!(order.len(), 3, "each run ends before the next begins: {order:?}");
+    assert_eq!(order, expected, "each run ends before the next begins");
 }
 
 async fn a_throttle_spreads_starts(stage: &Stage, app: &App) {
@@ -179,22 +193,23 @@ async fn events_come_in_batches(stage: &Stage, app: &App) {
 }
 
 async fn priority_goes_first(stage: &Stage, app: &App) {
-    let mut sent = vec![stage.send("conf/first", json!({"p": 0})).await];
-    stage.run_id_of(&sent[0]).await;
+    let holder = slot_holder(stage, app, "first").await;
+    let mut sent = Vec::new();
     for p in [0, -60, 120, 60] {
         sent.push(stage.send("conf/first", json!({"p": p})).await);
+        stage.run_id_of(&sent[sent.len() - 1]).await;
     }
-    all_completed(stage, &sent).await;
+    app.open("first").await;
+    all_completed(stage, &[vec![holder], sent.clone()].concat()).await;
     let mut order = Vec::new();
-    for call in app.noted("first", "step").await {
+    for call in app.noted("first", "step").await.iter().filter(|call| call.step.as_deref() == Some("work")) {
         for (index, event) in sent.iter().enumerate() {
             if stage.runs_of(event).await[0].id == call.run {
                 order.push(index);
             }
         }
     }
-    // The first one had the slot before the others came.
-    assert_eq!(order, [0, 3, 4, 1, 2]);
+    assert_eq!(order, [2, 3, 0, 1]);
 }
 
 async fn a_singleton_skips(stage: &Stage, app: &App) {

@@ -94,6 +94,7 @@ async fn a_grpc_collector_that_refuses_at_first_gets_every_record_and_the_spans(
     story.joelclaw.env_file_line("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint);
     story.joelclaw.env_file_line("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
     story.joelclaw.env_file_line("OTEL_EXPORTER_OTLP_HEADERS", "X-Collector-Token=open sesame");
+    story.joelclaw.env_file_line("OTEL_TRACES_SAMPLER", "always_on");
     let drainer = story.joelclaw.spawn(&["drainer"]);
     for _ in 0..EVENTS {
         story.emit("test/good").await;

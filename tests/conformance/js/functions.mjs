@@ -90,7 +90,10 @@ export function functions({ sdk, define, major, set }) {
     fn("both", { concurrency: [{ limit: 2 }, { limit: 1, key: "event.data.user" }] }, (ctx) =>
       work(ctx, ["both", `both/${user(ctx)}`]),
     );
+    // Keeps its slot until the test opens the gate.
+    const hold = ({ run, event }, gate) => (event.data.waits ? run("wait", () => pass(gate)) : null);
     fn("older", { concurrency: 1 }, async (ctx) => {
+      await hold(ctx, "older");
       await work(ctx, ["older"], 50, "one");
       await work(ctx, ["older"], 50, "two");
     });
@@ -101,7 +104,10 @@ export function functions({ sdk, define, major, set }) {
     fn("batched", { batchEvents: { maxSize: 3, timeout: "2s", key: "event.data.user" } }, async ({ events }) =>
       events.map((event) => event.data.n),
     );
-    fn("first", { concurrency: 1, priority: { run: "event.data.p" } }, (ctx) => work(ctx, ["first"], 300));
+    fn("first", { concurrency: 1, priority: { run: "event.data.p" } }, async (ctx) => {
+      await hold(ctx, "first");
+      await work(ctx, ["first"], 50);
+    });
     fn("skipping", { singleton: { key: "event.data.user", mode: "skip" } }, async ({ run }) => {
       await run("wait", () => pass("singleton"));
       return "done";
