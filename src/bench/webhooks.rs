@@ -83,7 +83,7 @@ pub struct Counts {
     /// Stored more than once.
     pub duplicated: usize,
     /// Answered 503, and stored all the same: sent again, they are known by their ids.
-    pub stored_though503: usize,
+    pub stored_though_refused: usize,
     /// Median of an answer while Redis was there, µs.
     pub p50_us: u64,
     /// 99th percentile of it, µs.
@@ -287,7 +287,7 @@ fn count(answers: &[Answer], stored: &HashMap<usize, usize>, took: Duration, dra
         }
         match answer.status {
             200..=299 => counts.lost += usize::from(!is_stored),
-            _ => counts.stored_though503 += usize::from(is_stored),
+            _ => counts.stored_though_refused += usize::from(is_stored),
         }
         let us = u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX);
         counts.max_ms = counts.max_ms.max(us / 1000);

@@ -5,7 +5,7 @@
 //! | `:observer:lease`, `:last-run`, `:open`, `:fence`, `:last` | strings | `observer.lua` |
 //! | `:observer:memory` | hash: family → pauses and last resume, JSON | `observe_apply.lua`, `pause.lua`, `resume.lua` |
 //! | `:observer:applied` | hash, PX: `<snapshot>:<index>` → answer | `observe_apply.lua` |
-//! | `:observer:kill` | string, PX: who threw the kill switch, and why, JSON | [`Bus::throw_kill_switch`] |
+//! | `:observer:kill` | string, PX: who threw the kill switch, and why, JSON | `kill_switch.lua` |
 //! | `:observer:probe` | string, PX: the one probe that runs | [`Bus::begin_probe`] |
 //! | `:observer:reported`, `:digest` | hash, list: what was told, and what waits to be told | the controller that has the lease |
 //!
@@ -292,21 +292,23 @@ impl Bus {
         let now = self.now_ms().await?;
         let ms = lasts.map(|lasts| u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX));
         let until = ms.map(|ms| now.saturating_add(ms));
-        let mut cmd = redis::cmd(if is_on { "SET" } else { "DEL" });
-        cmd.arg(&key);
-        if is_on {
-            cmd.arg(json!({ "actor": actor, "reason": reason, "at": now, "until": until }).to_string());
-            if let Some(ms) = ms {
-                cmd.arg("PX").arg(ms.max(1));
-            }
-        }
-        self.redis.query::<redis::Value>(&cmd).await?;
+        let text = if is_on {
+            json!({ "actor": actor, "reason": reason, "at": now, "until": until }).to_string()
+        } else {
+            String::new()
+        };
         let fact = Fact::new("queue-control", "queue.control.killswitch")
             .with("on", is_on)
             .with("until", until)
             .with("actor", actor)
             .with("reason", reason);
-        self.journal([fact]).await.map(|_| ())
+        let call = Self::call(&scripts::KILL_SWITCH)
+            .key(key)
+            .key(self.keys.journal())
+            .arg(text)
+            .arg(ms.filter(|_| is_on).map(|ms| ms.max(1).to_string()).unwrap_or_default())
+            .arg(journal::encode_facts([fact]));
+        self.redis.run::<String>(call).await.map(|_| ())
     }
 
     /// The result of the last pass of the cadence, and when it was.

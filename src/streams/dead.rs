@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::bus::Bus;
 use super::complete::DeadRecord;
+use super::condition::Condition;
 use super::entry_id::EntryId;
 use super::envelope::Envelope;
 use super::family::Family;
@@ -119,6 +120,8 @@ pub struct DeadFilter {
     pub reason: Option<String>,
     /// Of event names that begin so.
     pub under: Option<&'static str>,
+    /// For which this holds.
+    pub condition: Option<Condition>,
 }
 
 impl DeadFilter {
@@ -127,6 +130,7 @@ impl DeadFilter {
     pub fn matches(&self, letter: &DeadLetter) -> bool {
         self.reason.as_deref().is_none_or(|reason| letter.reason() == reason)
             && self.family.as_ref().is_none_or(|family| letter.lane().is_some_and(|lane| lane.family == *family))
+            && self.condition.as_ref().is_none_or(|condition| condition.holds(letter.event.as_ref()))
             && self.under.is_none_or(|start| letter.lane().is_some_and(|lane| lane.family.as_str().starts_with(start)))
     }
 }

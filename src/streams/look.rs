@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::bus::Bus;
 use super::complete::DeadRecord;
+use super::condition::Condition;
 use super::control::PauseSource;
 use super::entry_id::EntryId;
 use super::envelope::Envelope;
@@ -22,6 +23,11 @@ use super::records::Entry;
 use super::redis::Error;
 use super::rows::{LaneState, Row, convert, is_handback, is_retry, member, score_ms};
 use super::steering::{Slot, Steering, Steerings};
+
+/// Entries of one lane that a condition is tried on.
+pub const SCAN_PER_CONDITION: usize = 10_000;
+/// Of them, so many in one answer of Redis.
+const PAGE: usize = 256;
 
 /// Where an accepted event can be; exactly one at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -148,10 +154,23 @@ pub struct ListFilter {
     pub priority: Option<Priority>,
     /// Appended at least so long ago.
     pub older_than: Option<Duration>,
+    /// For which this holds. Of each lane [`SCAN_PER_CONDITION`] entries are looked at, the first ones.
+    pub condition: Option<Condition>,
     /// At most so many.
     pub limit: usize,
     /// P2 and P3 gain one level per this much waiting.
     pub aging: Option<Duration>,
+}
+
+impl ListFilter {
+    /// Entries of one lane that are looked at, at most.
+    fn scan(&self) -> usize {
+        if self.condition.is_some() { SCAN_PER_CONDITION.max(self.limit) } else { self.limit }
+    }
+
+    fn admits(&self, line: &Listed) -> bool {
+        self.condition.as_ref().is_none_or(|condition| condition.holds(line.envelope.as_ref()))
+    }
 }
 
 /// What happened to one event.
@@ -440,11 +459,8 @@ impl Bus {
                     listed.extend(self.list_pending(&state, filter, &levels, now).await?);
                 }
                 if wants(State::Waiting) && state.waiting() != Some(0) {
-                    let key = self.keys.lane(&state.lane);
                     let to = youngest.map_or_else(|| "+".to_owned(), |ms| ms.to_string());
-                    let from = format!("({}", state.cursor);
-                    let rows = self.rows(&key, &from, &to, filter.limit).await?;
-                    listed.extend(rows.iter().map(|row| line(&state.lane, row, State::Waiting, 0, now, &levels)));
+                    listed.extend(self.list_waiting(&state, &to, filter, &levels, now).await?);
                 }
             }
             listed.retain(|line| {
@@ -454,8 +470,29 @@ impl Bus {
             listed.truncate(filter.limit);
         }
         if wants(State::Later) && youngest.is_none() && listed.len() < filter.limit {
-            let scheduled = self.list_later(&is_wanted, filter.limit - listed.len(), now).await?;
+            let scheduled = self.list_later(&is_wanted, filter, filter.limit - listed.len(), now).await?;
             listed.extend(scheduled);
+        }
+        Ok(listed)
+    }
+
+    async fn list_waiting(
+        &self,
+        state: &LaneState,
+        to: &str,
+        filter: &ListFilter,
+        levels: &Levels<'_>,
+        now: u64,
+    ) -> Result<Vec<Listed>, Error> {
+        let key = self.keys.lane(&state.lane);
+        let (mut listed, mut after, mut left) = (Vec::new(), state.cursor, filter.scan());
+        while left > 0 && listed.len() < filter.limit {
+            let page = left.min(filter.limit.max(PAGE));
+            let rows = self.rows(&key, &format!("({after}"), to, page).await?;
+            let lines = rows.iter().map(|row| line(&state.lane, row, State::Waiting, 0, now, levels));
+            listed.extend(lines.filter(|line| filter.admits(line)));
+            let Some(last) = rows.last().filter(|_| rows.len() == page) else { break };
+            (after, left) = (last.id, left - page);
         }
         Ok(listed)
     }
@@ -468,7 +505,7 @@ impl Bus {
         now: u64,
     ) -> Result<Vec<Listed>, Error> {
         let lane = &state.lane;
-        let mut pending = self.pending_rows(lane, "-", filter.limit).await?;
+        let mut pending = self.pending_rows(lane, "-", filter.scan()).await?;
         pending.retain(|pending| filter.state.is_none_or(|state| state == state_of_pending(&pending.owner)));
         let ids: Vec<EntryId> = pending.iter().map(|pending| pending.id).collect();
         let rows = self.rows_each(&self.keys.lane(lane), &ids).await?;
@@ -477,6 +514,9 @@ impl Bus {
             let Some(row) = row else { continue };
             let state = state_of_pending(&pending.owner);
             let mut line = line(lane, &row, state, pending.deliveries, now, levels);
+            if !filter.admits(&line) {
+                continue;
+            }
             if is_retry(&pending.owner) {
                 let mut cmd = redis::cmd("ZSCORE");
                 cmd.arg(self.keys.due_of(&lane.family)).arg(member(lane, row.id));
@@ -490,6 +530,7 @@ impl Bus {
     async fn list_later(
         &self,
         is_wanted: &impl Fn(&Lane) -> bool,
+        filter: &ListFilter,
         limit: usize,
         now: u64,
     ) -> Result<Vec<Listed>, Error> {
@@ -503,7 +544,7 @@ impl Bus {
             let Some(lane) = lane.parse::<Lane>().ok().filter(|lane| is_wanted(lane)) else { continue };
             let bytes: Option<Vec<u8>> =
                 self.redis.query(redis::cmd("HGET").arg(self.keys.later_data()).arg(&member)).await?;
-            listed.push(Listed {
+            let line = Listed {
                 stream_id: None,
                 event_id: Some(id.to_owned()),
                 priority: lane.priority,
@@ -515,7 +556,8 @@ impl Bus {
                 next_retry_at: Some(score_ms(at)),
                 envelope: bytes.and_then(|bytes| Envelope::decode(&bytes).ok()),
                 order: (lane.priority, now, EntryId::MAX),
-            });
+            };
+            listed.extend(Some(line).filter(|line| filter.admits(line)));
             if listed.len() == limit {
                 break;
             }

@@ -8,6 +8,7 @@ pub mod beside;
 pub mod breaker;
 pub mod bus;
 pub mod complete;
+pub mod condition;
 pub mod control;
 pub mod control_observer;
 pub mod control_shed;

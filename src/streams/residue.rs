@@ -13,8 +13,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::bus::Bus;
+use super::condition::Condition;
 use super::dead::Operator;
 use super::entry_id::EntryId;
+use super::envelope::Envelope;
 use super::family::Family;
 use super::journal;
 use super::keys::MAX_BLOCKING_LANES;
@@ -39,6 +41,8 @@ pub struct Pass {
     pub older_than: Duration,
     /// Only this event name.
     pub family: Option<Family>,
+    /// For which this holds.
+    pub condition: Option<Condition>,
     /// At most so many.
     pub limit: usize,
 }
@@ -169,7 +173,9 @@ impl Bus {
                 let mut from = "-".to_owned();
                 while open.len() < enough {
                     let rows = self.pending_rows(&state.lane, &from, PAGE).await?;
-                    open.extend(rows.iter().filter(|row| row.id <= last).map(|row| (state.lane.clone(), row.id)));
+                    let ids: Vec<EntryId> = rows.iter().map(|row| row.id).filter(|id| *id <= last).collect();
+                    let ids = self.held(&state.lane, ids, pass.condition.as_ref()).await?;
+                    open.extend(ids.into_iter().map(|id| (state.lane.clone(), id)));
                     match rows.last() {
                         Some(row) if rows.len() == PAGE && row.id <= last => from = format!("({}", row.id),
                         _ => break,
@@ -180,7 +186,8 @@ impl Bus {
                 let (key, to, mut after) = (self.keys.lane(&state.lane), last.to_string(), state.cursor);
                 while open.len() < enough {
                     let rows = self.rows(&key, &format!("({after}"), &to, PAGE).await?;
-                    open.extend(rows.iter().map(|row| (state.lane.clone(), row.id)));
+                    let wanted = rows.iter().filter(|row| holds(pass.condition.as_ref(), row));
+                    open.extend(wanted.map(|row| (state.lane.clone(), row.id)));
                     match rows.last() {
                         Some(row) if rows.len() == PAGE => after = row.id,
                         _ => break,
@@ -194,6 +201,15 @@ impl Bus {
         let cut = open.len() > pass.limit;
         open.truncate(pass.limit);
         Ok(Preview { cut, ..self.preview(&open).await? })
+    }
+
+    /// Those of a lane's entries for which the condition holds.
+    async fn held(&self, lane: &Lane, ids: Vec<EntryId>, condition: Option<&Condition>) -> Result<Vec<EntryId>, Error> {
+        if condition.is_none() {
+            return Ok(ids);
+        }
+        let rows = self.rows_each(&self.keys.lane(lane), &ids).await?.into_iter().flatten();
+        Ok(rows.filter(|row| holds(condition, row)).map(|row| row.id).collect())
     }
 
     /// Looks at named entries.
@@ -346,6 +362,10 @@ impl Bus {
             }
         }
     }
+}
+
+fn holds(condition: Option<&Condition>, row: &Row) -> bool {
+    condition.is_none_or(|condition| condition.holds(Envelope::decode(row.envelope()).ok().as_ref()))
 }
 
 fn candidate(

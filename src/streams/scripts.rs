@@ -57,6 +57,8 @@ scripts! {
     OBSERVER = "observer.lua";
     /// Applies one decision of the observer, through its gates.
     OBSERVE_APPLY = "observe_apply.lua";
+    /// Throws the observer's kill switch, or takes it back.
+    KILL_SWITCH = "kill_switch.lua";
     /// Moves open entries to the dead letters.
     SHED = "shed.lua";
     /// Changes a circuit breaker by compare-and-set.

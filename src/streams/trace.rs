@@ -163,8 +163,13 @@ impl TraceContext {
     /// What the envelope says about who caused the event.
     #[must_use]
     pub fn of_envelope(envelope: &Envelope) -> Option<Self> {
-        let trace = envelope.trace.as_ref()?.to_value();
-        Self::remote(trace.get("traceparent")?.as_str()?).ok()
+        Self::of_object(envelope.trace.as_ref()?)
+    }
+
+    /// What the object says that an envelope holds.
+    #[must_use]
+    pub fn of_object(trace: &JsonObject) -> Option<Self> {
+        Self::remote(trace.to_value().get("traceparent")?.as_str()?).ok()
     }
 
     /// The span of the event's append: the root of its trace where nobody is known to have caused it.

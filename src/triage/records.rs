@@ -6,6 +6,7 @@ use super::Matter;
 use super::decision::{Decision, Fallback};
 use super::flags::{Flags, word};
 use crate::streams::records::Fact;
+use crate::streams::trace::TraceContext;
 
 const COMPONENT: &str = "queue-triage";
 
@@ -13,14 +14,18 @@ const COMPONENT: &str = "queue-triage";
 pub(super) fn facts(matter: &Matter, decision: &Decision, flags: &Flags) -> Vec<Fact> {
     let about = |action: &'static str| {
         let model = decision.model.clone().unwrap_or_else(|| flags.model.clone());
-        Fact::new(COMPONENT, action)
+        let fact = Fact::new(COMPONENT, action)
             .event(matter.event_id.clone())
             .with("eventId", matter.event_id.clone())
             .with("correlationId", matter.correlation_id())
             .with("family", decision.family.clone())
             .with("mode", word(decision.mode))
             .with("model", model)
-            .with("queueEventName", matter.name.as_str())
+            .with("queueEventName", matter.name.as_str());
+        match matter.trace.as_ref().and_then(TraceContext::of_object) {
+            Some(caused_by) => fact.with("causedBy", caused_by.to_string()),
+            None => fact,
+        }
     };
     let chain: Vec<&str> = flags.chain.iter().map(|provider| provider.as_str()).collect();
     let timeout = u64::try_from(flags.timeout(decision.mode).as_millis()).unwrap_or(u64::MAX);
@@ -56,7 +61,8 @@ pub(super) fn facts(matter: &Matter, decision: &Decision, flags: &Flags) -> Vec<
         .with("finalPriority", last.priority.label())
         .with("finalDedupKey", key(&last.dedup_key))
         .with("routeCheck", last.route_check.as_str())
-        .with("latencyMs", latency);
+        .with("latencyMs", latency)
+        .with("provider", decision.provider.map(|provider| provider.as_str()));
     match why {
         // Asked with triage off: nothing failed.
         Fallback::Disabled => vec![started, fallback],

@@ -320,3 +320,31 @@ async fn a_file_of_events_waits_for_redis_to_come_back() {
     assert_eq!((&ran.json()["result"]["accepted"], &ran.json()["result"]["failed"]), (&json!(3_000), &json!(0)));
     assert_eq!(run(&bus, &["queue", "depth"], 0).await["result"]["total"], 3_001);
 }
+
+#[tokio::test]
+async fn a_condition_narrows_what_is_listed_shed_and_sent_round_again() {
+    let (_redis, bus) = here().await;
+    for n in 1..=3 {
+        run(&bus, &["queue", "emit", "a/b", "-d", &format!("{{\"n\":{n}}}")], 0).await;
+    }
+    let count = async |args: &[&str]| run(&bus, args, 0).await["result"]["count"].clone();
+    assert_eq!(count(&["queue", "list", "--where", "event.data.n >= 2"]).await, 2);
+    assert_eq!(count(&["queue", "list", "--where", "event.data.n >= 2", "--limit", "1"]).await, 1);
+    assert_eq!(count(&["queue", "list", "--where", "event.data.nothing > 2"]).await, 0);
+    let wrong = run(&bus, &["queue", "list", "--where", "other == 2"], 2).await;
+    assert_eq!(wrong["error"]["code"], "USAGE_ERROR", "{wrong}");
+
+    let shed = ["queue", "shed", "a/b", "--to-dead", "--where", "event.data.n == 3"];
+    let preview = run(&bus, &shed, 0).await;
+    assert_eq!(preview["result"]["matched"], 1);
+    assert_eq!(preview["next_actions"][0]["params"]["where"]["value"], "event.data.n == 3", "{preview}");
+    let done = run(&bus, &[&shed[..], &["--apply", "--reason", "a drill"]].concat(), 0).await;
+    assert_eq!(done["result"]["shed"], 1);
+    assert_eq!(count(&["queue", "list"]).await, 2);
+
+    assert_eq!(count(&["queue", "dead", "list", "--where", "event.data.n == 1"]).await, 0);
+    assert_eq!(count(&["queue", "dead", "list", "--where", "event.data.n == 3"]).await, 1);
+    let back = ["queue", "dead", "redrive", "--where", "event.data.n == 3", "--apply", "--reason", "over"];
+    assert_eq!(run(&bus, &back, 0).await["result"]["sent"], 1);
+    assert_eq!(count(&["queue", "list"]).await, 3);
+}

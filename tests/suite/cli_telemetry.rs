@@ -227,7 +227,9 @@ async fn the_archive_and_the_figures_agree_across_two_drainers_and_a_kill() {
     waits.sort_by(f64::total_cmp);
     let told = stats(&story, &["--since", "1h"]).await["queueLatencyMs"].clone();
     assert_eq!(told["count"], waits.len());
-    assert!(waits[waits.len() - events / 2] >= known_ms as f64, "half of them have waited before the drainers started");
+    // What the killed one held is at its second attempt, and counts in no wait.
+    let short = waits.iter().filter(|wait| **wait < known_ms as f64).count();
+    assert!(short <= events / 2, "{short}: the first half has waited before the drainers started");
     for (name, q) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999)] {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
         let right = waits[(waits.len() as f64 * q).ceil() as usize - 1];

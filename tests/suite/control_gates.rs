@@ -293,7 +293,7 @@ async fn what_is_shed_is_a_dead_letter_and_comes_back() {
     t.open("host-1-a").await;
     let leased = t.lease("host-1-a", &crate::common_streams::lane("a/b:p1"), 2).await;
     t.retry("host-1-a", &leased[0], Duration::from_secs(600)).await;
-    let pass = Pass { older_than: Duration::ZERO, family: Some(family("a/b")), limit: 100 };
+    let pass = Pass { older_than: Duration::ZERO, family: Some(family("a/b")), condition: None, limit: 100 };
     let preview = t.bus.residue(&pass, None).await.unwrap();
     assert_eq!(preview.candidates.len(), 5);
     let done = t.bus.shed(&preview.candidates, &crate::common_streams::operator()).await.unwrap();

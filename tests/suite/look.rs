@@ -9,7 +9,7 @@ use system_bus::streams::priority::Priority;
 const ROUTED: Routing = Routing { is_routed: true, is_ordered: false };
 
 fn filter() -> ListFilter {
-    ListFilter { family: None, state: None, priority: None, older_than: None, limit: 10, aging: None }
+    ListFilter { family: None, state: None, priority: None, older_than: None, condition: None, limit: 10, aging: None }
 }
 
 #[tokio::test]

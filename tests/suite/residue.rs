@@ -5,7 +5,7 @@ use system_bus::streams::look::State;
 use system_bus::streams::residue::{AckOptions, Pass};
 
 fn pass() -> Pass {
-    Pass { older_than: Duration::ZERO, family: Some(family("a/b")), limit: 500 }
+    Pass { older_than: Duration::ZERO, family: Some(family("a/b")), condition: None, limit: 500 }
 }
 
 #[tokio::test]

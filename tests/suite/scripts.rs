@@ -381,6 +381,28 @@ async fn resume_clears_a_record_that_nobody_can_read() {
     assert!(t.bus.pauses().await.unwrap().active.is_empty());
 }
 
+// kill_switch.lua
+
+#[tokio::test]
+async fn kill_switch_is_never_thrown_without_its_record() {
+    let t = TestBus::start().await;
+    let throw = async |is_on: bool, lasts: Option<Duration>| t.bus.throw_kill_switch(is_on, lasts, "me", "drill").await;
+    throw(true, Some(Duration::from_secs(60))).await.unwrap();
+    let key = t.bus.keys.observer("kill");
+    assert!(t.cmd::<i64>(&["PTTL", &key]).await > 50_000);
+    throw(true, None).await.unwrap();
+    assert_eq!(t.cmd::<i64>(&["PTTL", &key]).await, -1, "for good");
+    assert_eq!(t.bus.kill_switch().await.unwrap().unwrap()["reason"], "drill");
+    throw(false, None).await.unwrap();
+    throw(false, None).await.unwrap();
+    assert_eq!(t.bus.kill_switch().await.unwrap(), None);
+    assert_eq!(count(&t, "queue.control.killswitch").await, 4);
+    // Where no record can be written, nothing changes.
+    t.cmd::<()>(&["SET", &t.bus.keys.journal(), "not a stream"]).await;
+    throw(true, None).await.unwrap_err();
+    assert_eq!(t.bus.kill_switch().await.unwrap(), None);
+}
+
 // redrive.lua, drop.lua, operator_ack.lua, undo_ack.lua, repair.lua: on nothing; the rest is in their own files
 
 #[tokio::test]

@@ -25,17 +25,21 @@ fn workflow_run() -> String {
     vectors["vectors"][0]["request"]["body"].as_str().unwrap().to_owned()
 }
 
-/// What the collector has of a trace, by span id.
-fn spans_of(collector: &HttpSink, trace: &str) -> BTreeMap<String, Span> {
+/// What the collector has.
+fn all_spans(collector: &HttpSink) -> Vec<Span> {
     let requests = collector.received();
     let bodies = requests.iter().filter(|request| request.path == "/v1/traces").map(|request| &request.body);
     bodies
         .flat_map(|body| ExportTraceServiceRequest::decode(&body[..]).unwrap().resource_spans)
         .flat_map(|resource| resource.scope_spans)
         .flat_map(|scope| scope.spans)
-        .filter(|span| hex::encode(&span.trace_id) == trace)
-        .map(|span| (hex::encode(&span.span_id), span))
         .collect()
+}
+
+/// What it has of a trace, by span id.
+fn spans_of(collector: &HttpSink, trace: &str) -> BTreeMap<String, Span> {
+    let spans = all_spans(collector).into_iter().filter(|span| hex::encode(&span.trace_id) == trace);
+    spans.map(|span| (hex::encode(&span.span_id), span)).collect()
 }
 
 fn attribute(span: &Span, key: &str) -> String {
@@ -183,4 +187,35 @@ async fn who_is_not_trusted_is_only_linked_and_who_is_not_sampled_is_not_told() 
     assert!(requests.iter().any(|request| request.header("traceparent").unwrap().ends_with("-00")));
     scene.spans("1af7651916cd43dd8448eb211c80319c", &["process a/http"]).await;
     assert!(spans_of(&scene.collector, TRACE).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_of_triage_is_within_the_events_trace_and_a_pass_of_the_observer_is_one_of_its_own() {
+    let answer = r#"{"priority":"P1","dedupKey":null,"routeCheck":"confirm","reasoning":"It is soon."}"#;
+    let command = json!(["sh", "-c", format!("cat >/dev/null; echo '{answer}'")]).to_string();
+    let settings = [
+        ("QUEUE_TRIAGE_MODE", "shadow"),
+        ("QUEUE_TRIAGE_PROVIDER", "command"),
+        ("SYSTEM_BUS_MODEL_COMMAND", command.as_str()),
+        ("QUEUE_OBSERVER_MODE", "dry-run"),
+        ("QUEUE_OBSERVER_PROVIDER", "rules"),
+        ("OTEL_TRACES_SAMPLER", "always_on"),
+    ];
+    let scene = Scene::start(&settings).await;
+    scene.send("discovery/noted", CALLER).await;
+    let model = "chat anthropic/claude-haiku-4-5";
+    let spans = scene.spans(TRACE, &["send discovery/noted:p2", "triage discovery/noted", model]).await;
+    let of = |name: &str| spans.iter().find(|(_, span)| span.name == name).unwrap();
+    assert_eq!(&hex::encode(&of("triage discovery/noted").1.parent_span_id), of("send discovery/noted:p2").0);
+    assert_eq!(&hex::encode(&of(model).1.parent_span_id), of("triage discovery/noted").0);
+    assert!(attribute(of("triage discovery/noted").1, "system_bus.triage.outcome").contains("completed"));
+    assert!(attribute(of(model).1, "gen_ai.provider.name").contains("command"));
+
+    let pass = eventually(LONG, || async {
+        let spans = all_spans(&scene.collector);
+        spans.into_iter().find(|span| span.name == "observe").ok_or("no pass is told")
+    })
+    .await;
+    assert!(pass.parent_span_id.is_empty());
+    assert!(attribute(&pass, "system_bus.observer.mode").contains("dry-run"));
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::super::Context;
 use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::{self, Human};
+use super::condition::Where;
 use super::look::{missing, since};
 use super::{bus, dead_change, redis_of};
 use crate::diagnose::Exit;
@@ -50,6 +51,8 @@ struct ListArgs {
     /// Only this reason, such as attempts_exhausted or rejected
     #[arg(long)]
     reason: Option<String>,
+    #[command(flatten)]
+    condition: Where,
     /// How many at most
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
@@ -73,7 +76,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 
 async fn list(args: &ListArgs, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
-    let filter = DeadFilter { family: args.family.clone(), reason: args.reason.clone(), under: None };
+    let filter = DeadFilter {
+        family: args.family.clone(),
+        reason: args.reason.clone(),
+        under: None,
+        condition: args.condition.condition(),
+    };
     let page = bus.dead_letters(&filter, None, args.limit as usize, SCAN).await?;
     let now = bus.now_ms().await?;
     let rows = page.letters.iter().map(|letter| {

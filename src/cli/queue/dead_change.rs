@@ -13,6 +13,7 @@ use super::super::output::{Failure, NextAction, Param, Report};
 use super::super::render::{self, Human};
 use super::act::emit::read_data;
 use super::act::operator;
+use super::condition::Where;
 use super::{bus, bus_to_change, dead, redis_of};
 use crate::diagnose::Exit;
 use crate::streams::bus::Bus;
@@ -30,10 +31,10 @@ const BATCH: usize = 200;
 
 /// Which letters, and on whose word.
 #[derive(Debug, Clone, clap::Args)]
-#[command(group = clap::ArgGroup::new("which").args(["ids", "family", "cause", "all"]).required(true).multiple(true))]
+#[command(group = clap::ArgGroup::new("which").args(["ids", "family", "cause", "expr", "all"]).required(true).multiple(true))]
 pub struct Selection {
     /// Dead-letter ids, event ids, or unique beginnings of them
-    #[arg(conflicts_with_all = ["family", "cause", "all"])]
+    #[arg(conflicts_with_all = ["family", "cause", "expr", "all"])]
     ids: Vec<String>,
     /// Every letter of this event name
     #[arg(long)]
@@ -41,6 +42,8 @@ pub struct Selection {
     /// Every letter that died of this, such as attempts_exhausted
     #[arg(long, value_name = "REASON")]
     cause: Option<String>,
+    #[command(flatten)]
+    condition: Where,
     /// Every letter
     #[arg(long)]
     all: bool,
@@ -70,7 +73,7 @@ pub struct RedriveArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: Option<u32>,
     /// Other data for the one event named: a JSON object, @file, or - for stdin
-    #[arg(long, value_name = "JSON", conflicts_with_all = ["family", "cause", "all"])]
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["family", "cause", "expr", "all"])]
     edit: Option<String>,
 }
 
@@ -142,7 +145,12 @@ pub async fn drop(args: &DropArgs, context: &Context) -> Result<Report, Failure>
 impl Selection {
     async fn letters(&self, bus: &Bus) -> Result<Vec<DeadLetter>, Failure> {
         if self.ids.is_empty() {
-            let filter = DeadFilter { family: self.family.clone(), reason: self.cause.clone(), under: None };
+            let filter = DeadFilter {
+                family: self.family.clone(),
+                reason: self.cause.clone(),
+                under: None,
+                condition: self.condition.condition(),
+            };
             return Ok(bus.dead_letters(&filter, None, self.limit as usize, SCAN).await?.letters);
         }
         let mut letters: Vec<DeadLetter> = Vec::with_capacity(self.ids.len());
@@ -170,6 +178,10 @@ impl Selection {
         if let Some(cause) = &self.cause {
             command.push_str(" --cause <cause>");
             action_params.push(("cause", cause.clone()));
+        }
+        if let Some(text) = self.condition.text() {
+            command.push_str(" --where <cel>");
+            action_params.push(("cel", text.to_owned()));
         }
         command.push_str(if self.all { " --all" } else { "" });
         command.push_str(&format!(" --limit {} --apply --reason <text>", self.limit));

@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod breaker;
+mod condition;
 mod config;
 pub mod control;
 mod control_log;

@@ -111,7 +111,15 @@ async fn queued(bus: &Bus, depth: &Depth) -> Result<Sample, crate::streams::redi
     }
     let paused: Vec<&str> =
         depth.by_family.iter().filter(|family| family.paused).map(|family| family.family.as_str()).collect();
-    let filter = ListFilter { family: None, state: None, priority: None, older_than: None, limit: QUEUED, aging: None };
+    let filter = ListFilter {
+        family: None,
+        state: None,
+        priority: None,
+        older_than: None,
+        condition: None,
+        limit: QUEUED,
+        aging: None,
+    };
     for entry in bus.list(&filter).await? {
         if entry.state == State::Waiting && !paused.contains(&entry.family.as_str()) {
             sample.record(entry.age_ms.saturating_mul(1000));

@@ -7,6 +7,11 @@
 //! | `process <family>` | consumer | a dispatch that ended, well or not |
 //! | `run <function>` | server | the end of a run |
 //! | `step <function>` | internal | a step that has its value |
+//! | `triage <family>` | internal | a decision about an event |
+//! | `observe` | internal, a trace of its own | a pass of the observer |
+//! | `chat <model>` | client | the model's part of these two |
+//!
+//! Reads and acknowledgements are of many events at once and have no spans: a `process` span tells wait and duration.
 //!
 //! Ids follow from what a span stands for ([`crate::streams::trace`]): one that is exported twice is one span.
 //! Attributes are those of OpenTelemetry's messaging conventions (schema 1.42.0, in development).
@@ -37,6 +42,8 @@ const MOST: usize = 512;
 const PAUSE: Duration = Duration::from_secs(1);
 /// A wait that is told whatever the sampler says, ms.
 const LONG_WAIT_MS: u64 = 5_000;
+/// Providers of triage and observer that are models.
+const MODELS: [&str; 3] = ["command", "openai", "anthropic"];
 /// Families of work items, which no append of an event stands behind.
 const WORK: &str = "inngest/fn:";
 
@@ -99,7 +106,11 @@ impl Sink for Exporter {
                 Part::Enqueue(batch, lines) => sends(*id, batch, lines, &mut spans),
                 Part::Dispatches { batch, ended: true, refused } => processes(batch, refused, &mut spans),
                 Part::Dispatches { .. } => {}
-                Part::Fact(fact) => spans.extend(of_fact(*id, &fact)),
+                Part::Fact(fact) => {
+                    let span = of_fact(*id, &fact);
+                    spans.extend(span.as_ref().and_then(|span| chat(&fact, span)));
+                    spans.extend(span);
+                }
             });
         }
         self.export(spans).await
@@ -277,8 +288,95 @@ fn of_fact(batch_id: EntryId, fact: &Fact) -> Option<Span> {
         "queue.dispatch.failed" => failed(batch_id, fact),
         "function.run.completed" | "function.run.failed" | "function.run.cancelled" => run(batch_id, fact),
         "function.step.completed" | "function.step.failed" => step(batch_id, fact),
+        "queue.triage.completed" | "queue.triage.fallback" => triage(batch_id, fact),
+        "queue.observe.completed" | "queue.observe.fallback" => observe(batch_id, fact),
         _ => None,
     }
+}
+
+/// A decision about an event. One that could not be made, or that differs from the static values, is always told.
+fn triage(batch_id: EntryId, fact: &Fact) -> Option<Span> {
+    let (family, event_id) = (text(fact, "family")?, fact.event_id.as_deref()?);
+    let parent = TraceContext::send(event_id, text(fact, "causedBy").and_then(|text| text.parse().ok()));
+    let differs = |suggested: &str, baseline: &str| fact.metadata.get(suggested) != fact.metadata.get(baseline);
+    let is_told = !fact.success
+        || (fact.action == "queue.triage.completed"
+            && (differs("suggestedPriority", "baselinePriority") || differs("suggestedDedupKey", "baselineDedupKey")));
+    if !parent.is_sampled && !is_told {
+        return None;
+    }
+    let mut span = decided(batch_id, fact, parent.child(&["triage", event_id]), format!("triage {family}"));
+    span.parent = Some(parent.span_id);
+    span.attributes.push(KeyValue::new("system_bus.family", family.to_owned()));
+    span.attributes.push(KeyValue::new("messaging.message.conversation_id", event_id.to_owned()));
+    span.attributes.extend(text(fact, "mode").map(|mode| KeyValue::new("system_bus.triage.mode", mode.to_owned())));
+    let outcome = fact.action.rsplit('.').next().unwrap_or_default().to_owned();
+    span.attributes.push(KeyValue::new("system_bus.triage.outcome", outcome));
+    Some(span)
+}
+
+/// A pass of the observer. One that failed or applied something is always told.
+fn observe(batch_id: EntryId, fact: &Fact) -> Option<Span> {
+    let context = TraceContext::root(text(fact, "snapshotId")?);
+    let has_applied = fact.metadata.get("appliedCount").and_then(Value::as_u64).is_some_and(|n| n > 0);
+    if !context.is_sampled && fact.success && !has_applied {
+        return None;
+    }
+    let mut span = decided(batch_id, fact, context, "observe".to_owned());
+    for (key, name) in [
+        ("mode", "system_bus.observer.mode"),
+        ("trigger", "system_bus.observer.trigger"),
+        ("queuePressure", "system_bus.observer.queue_pressure"),
+        ("downstreamState", "system_bus.observer.downstream_state"),
+    ] {
+        span.attributes.extend(text(fact, key).map(|value| KeyValue::new(name, value.to_owned())));
+    }
+    Some(span)
+}
+
+/// What triage and observer have in common: it ended as it was journaled, and took `latencyMs`.
+fn decided(batch_id: EntryId, fact: &Fact, context: TraceContext, name: String) -> Span {
+    let took = fact.metadata.get("latencyMs").and_then(Value::as_u64).unwrap_or_default();
+    let mut attributes = Vec::new();
+    attributes.extend(text(fact, "provider").map(|provider| KeyValue::new("system_bus.provider", provider.to_owned())));
+    attributes.extend(text(fact, "rule").map(|rule| KeyValue::new("system_bus.rule", rule.to_owned())));
+    attributes.extend(text(fact, "fallbackReason").map(|why| KeyValue::new("error.type", why.to_owned())));
+    Span {
+        context,
+        parent: None,
+        parent_is_remote: false,
+        link: None,
+        kind: SpanKind::Internal,
+        name,
+        began: at(batch_id.ms.saturating_sub(took)),
+        ended: at(batch_id.ms),
+        attributes,
+        error: (!fact.success).then(|| super::event::redact_text(fact.error.as_deref().unwrap_or("failed"))),
+    }
+}
+
+/// The model's part of a decision, where one was asked.
+fn chat(fact: &Fact, of: &Span) -> Option<Span> {
+    let provider = text(fact, "provider").filter(|provider| MODELS.contains(provider))?;
+    let model = text(fact, "model").unwrap_or("unknown");
+    let mut attributes = vec![
+        KeyValue::new("gen_ai.operation.name", "chat"),
+        KeyValue::new("gen_ai.provider.name", provider.to_owned()),
+        KeyValue::new("gen_ai.request.model", model.to_owned()),
+    ];
+    attributes.extend(of.attributes.iter().find(|attribute| attribute.key.as_str() == "error.type").cloned());
+    Some(Span {
+        context: of.context.child(&["chat"]),
+        parent: Some(of.context.span_id),
+        parent_is_remote: false,
+        link: None,
+        kind: SpanKind::Client,
+        name: format!("chat {model}"),
+        began: of.began,
+        ended: of.ended,
+        attributes,
+        error: of.error.clone(),
+    })
 }
 
 fn text<'f>(fact: &'f Fact, key: &str) -> Option<&'f str> {

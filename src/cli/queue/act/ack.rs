@@ -103,7 +103,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
 
 async fn preview(args: &Args, bus: &Bus, context: &Context) -> Result<Preview, Failure> {
     let Some(older_than) = args.older_than else { return named(args, bus).await };
-    let pass = Pass { older_than, family: args.family.clone(), limit: args.limit as usize };
+    let pass = Pass { older_than, family: args.family.clone(), condition: None, limit: args.limit as usize };
     let registry = registry(context)?.current();
     let (functions, endpoints) = (functions(bus).await?, endpoints(bus).await?);
     let is_unrouted = |family: &Family| !is_routed(context, &registry, &functions, &endpoints, family);

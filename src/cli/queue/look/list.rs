@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::super::super::Context;
 use super::super::super::output::{Failure, NextAction, Param, Report};
 use super::super::super::render::{self, Human};
+use super::super::condition::Where;
 use super::super::{bus, redis_of};
 use super::inspect_action;
 use crate::config::units::duration_arg;
@@ -18,7 +19,8 @@ use crate::streams::priority::Priority;
 /// The open entries in the order in which they will be dispatched
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  joelclaw queue list --limit 50\n  \
-                        joelclaw queue list --family content/updated --state retry --older-than 1h")]
+                        joelclaw queue list --family content/updated --state retry --older-than 1h\n  \
+                        joelclaw queue list --where 'event.data.user == \"ada\"'")]
 pub struct Args {
     /// How many at most
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -35,6 +37,8 @@ pub struct Args {
     /// Appended at least so long ago
     #[arg(long, value_name = "DURATION", value_parser = duration_arg)]
     older_than: Option<Duration>,
+    #[command(flatten)]
+    condition: Where,
     /// Values in full, however long
     #[arg(long)]
     full: bool,
@@ -65,6 +69,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         }),
         priority: args.priority,
         older_than: args.older_than,
+        condition: args.condition.condition(),
         limit: args.limit as usize,
         aging: Some(context.config.drainer.aging_promotion),
     };
