@@ -421,7 +421,6 @@ const CODES: &[Code] = &[
         "`bench functions` runs a Node app with the Inngest SDK, and there is none in the directory that was named.",
         "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",
     ),
-    code("SERVER_FAILED", "The HTTP server ended unexpectedly.", "Read the log, then start it again."),
     code(
         "SERVER_UNREACHABLE",
         "The HTTP server did not answer.",

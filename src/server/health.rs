@@ -1,6 +1,7 @@
 //! Health: alive means that requests are answered, ready means that every named check passes.
 //!
-//! `/health/ready` answers `{"ok":bool,"checks":{"<name>":"ok" or what is wrong,"draining":bool}}` with 200 or 503.
+//! `/health/ready` answers `{"ok":bool,"checks":{"<name>":"ok" or what is wrong,"draining":bool}}` with 200 or 503. Beside
+//! the checks stands what decides nothing, such as which providers have secrets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,10 +20,14 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// One named check: what is wrong, if anything.
 type Check = (&'static str, Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>);
 
+/// What is told beside the checks.
+type Detail = (&'static str, Arc<dyn Fn() -> Value + Send + Sync>);
+
 /// What has to hold before this process wants traffic. Cheap to clone.
 #[derive(Clone)]
 pub struct Readiness {
     checks: Vec<Check>,
+    details: Vec<Detail>,
     draining: CancellationToken,
 }
 
@@ -36,7 +41,7 @@ impl Readiness {
     /// No checks yet. Not ready from the moment `draining` is cancelled.
     #[must_use]
     pub fn new(draining: CancellationToken) -> Self {
-        Self { checks: Vec::new(), draining }
+        Self { checks: Vec::new(), details: Vec::new(), draining }
     }
 
     /// Adds a check. All run at the same time, at each request.
@@ -47,6 +52,13 @@ impl Readiness {
         R: Future<Output = Result<(), String>> + Send + 'static,
     {
         self.checks.push((name, Arc::new(move || Box::pin(check()))));
+        self
+    }
+
+    /// Adds what is told and decides nothing.
+    #[must_use]
+    pub fn telling(mut self, name: &'static str, detail: impl Fn() -> Value + Send + Sync + 'static) -> Self {
+        self.details.push((name, Arc::new(detail)));
         self
     }
 
@@ -64,6 +76,7 @@ impl Readiness {
             .into_iter()
             .map(|(name, result)| (name.to_owned(), result.map_or_else(Value::from, |()| Value::from("ok"))))
             .collect();
+        checks.extend(self.details.iter().map(|(name, detail)| ((*name).to_owned(), detail())));
         checks.insert("draining".into(), draining.into());
         (ok, json!({ "ok": ok, "checks": checks }))
     }
@@ -84,6 +97,8 @@ mod tests {
         let draining = CancellationToken::new();
         let good = Readiness::new(draining.clone()).with("redis", || async { Ok(()) });
         let good_report = good.report().await;
+        let telling = good.clone().telling("secrets", || json!({ "github": "missing" })).report().await;
+        assert_eq!((telling.0, &telling.1["checks"]["secrets"]["github"]), (true, &json!("missing")));
         assert_eq!(good_report, (true, json!({ "ok": true, "checks": { "redis": "ok", "draining": false } })));
         let bad = Readiness::new(CancellationToken::new())
             .with("redis", || async { Err("away".to_owned()) })

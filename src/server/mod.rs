@@ -13,6 +13,7 @@
 //! A request's log line never holds a query string, a body, a header or an event key. A panic in a handler is a 500
 //! and a log line, not the end of the process.
 
+mod connections;
 pub mod health;
 pub mod internal;
 mod internal_agent;
@@ -27,7 +28,7 @@ pub mod trace;
 use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::StatusCode;
@@ -37,7 +38,6 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
@@ -46,6 +46,7 @@ use crate::functions::inngest::{self, Facade};
 use crate::ingest::event_api::EventApi;
 use crate::ingest::gateway::{Gateway, ProviderTag};
 use crate::telemetry::metrics::{Metrics, Webhook};
+pub use connections::serve;
 use health::Readiness;
 use internal::Internal;
 use internal_worker::{Root, Worker};
@@ -95,9 +96,6 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// Serving ended with a fault.
-    #[error("the HTTP server failed: {0}")]
-    Serve(#[source] std::io::Error),
 }
 
 impl Diagnose for Error {
@@ -105,7 +103,6 @@ impl Diagnose for Error {
         match self {
             Self::AddressInUse { .. } => "PORT_IN_USE",
             Self::Bind { .. } => "BIND_FAILED",
-            Self::Serve(_) => "SERVER_FAILED",
         }
     }
 
@@ -113,7 +110,6 @@ impl Diagnose for Error {
         match self {
             // Not a quick restart: the port will still be taken.
             Self::AddressInUse { .. } | Self::Bind { .. } => Exit::Config,
-            Self::Serve(_) => Exit::Internal,
         }
     }
 
@@ -123,7 +119,6 @@ impl Diagnose for Error {
                 format!("Stop what listens on port {}, or set WORKER_PORT to a free one.", address.port())
             }
             Self::Bind { .. } => "Set WORKER_BIND and WORKER_PORT to an address of this machine.".into(),
-            Self::Serve(_) => "joelclaw doctor".into(),
         }
     }
 }
@@ -163,28 +158,6 @@ pub fn router(parts: Parts) -> Router {
     all.layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(kind, inngest::mark))
         .layer(from_fn_with_state(metrics, log))
-}
-
-/// Serves until `cancel`; then takes no new connection and gives requests in flight `drain` to end.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    cancel: CancellationToken,
-    drain: Duration,
-) -> Result<(), Error> {
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(cancel.clone().cancelled_owned());
-    let deadline = async {
-        cancel.cancelled().await;
-        tokio::time::sleep(drain).await;
-    };
-    tokio::select! {
-        result = serving.into_future() => result.map_err(Error::Serve),
-        () = deadline => {
-            tracing::warn!(action = "server.drain_expired", drain_ms = drain.as_millis(), "requests were still running");
-            Ok(())
-        }
-    }
 }
 
 async fn alive() -> Json<Value> {
@@ -231,6 +204,8 @@ async fn log(State(metrics): State<Option<Arc<Metrics>>>, request: Request, next
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use tokio_util::sync::CancellationToken;
 
     #[tokio::test]
     async fn a_busy_port_is_a_configuration_error_that_names_it() {
@@ -240,50 +215,18 @@ mod tests {
         assert!(error.fix().contains(&holder.local_addr().unwrap().port().to_string()));
     }
 
-    /// Serves `router`; the address, the stop switch and the running server.
-    async fn serving(
-        router: Router,
-        drain: Duration,
-    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (address, cancel) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let served = tokio::spawn(serve(listener, router, cancel.clone(), drain));
-        (address, cancel, served)
-    }
-
     #[tokio::test]
     async fn a_panic_is_an_answer_and_not_the_end() {
         let failing = Router::new().route("/", get(|| async { panic!("by design") as Response }));
-        let (address, _cancel, _served) =
-            serving(failing.layer(CatchPanicLayer::custom(panicked)), Duration::from_secs(1)).await;
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let router = failing.layer(CatchPanicLayer::custom(panicked));
+        let _served = tokio::spawn(serve(listener, router, stop, Duration::from_secs(1)));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         for _ in 0..2 {
             let response = client.get(format!("http://{address}/")).send().await.unwrap();
             assert_eq!(response.status(), 500);
             assert_eq!(response.text().await.unwrap(), r#"{"ok":false,"error":"Internal error"}"#);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_request_in_flight_ends_before_the_server_does_unless_it_outlives_the_drain() {
-        for (drain, is_answered) in [(Duration::from_secs(30), true), (Duration::from_millis(10), false)] {
-            let (entered, release) = (CancellationToken::new(), CancellationToken::new());
-            let (enters, waits) = (entered.clone(), release.clone());
-            let slow = move || async move {
-                enters.cancel();
-                waits.cancelled().await;
-                "done"
-            };
-            let (address, cancel, served) = serving(Router::new().route("/", get(slow)), drain).await;
-            let client = reqwest::Client::builder().no_proxy().build().unwrap();
-            let request = tokio::spawn(client.get(format!("http://{address}/")).send());
-            entered.cancelled().await;
-            cancel.cancel();
-            if is_answered {
-                release.cancel();
-                assert_eq!(request.await.unwrap().unwrap().text().await.unwrap(), "done");
-            }
-            served.await.unwrap().unwrap();
         }
     }
 }

@@ -7,6 +7,7 @@ mod canary;
 mod function_metrics;
 mod note;
 mod notify;
+mod readiness;
 mod redis;
 mod reload;
 pub mod routes;
@@ -26,7 +27,6 @@ use self::canary::Canary;
 use crate::config::{Config, DurabilityClass, Fairness, MemoryBudget, Pilot, Sources, SpoolFor};
 use crate::diagnose::{Diagnose, Exit, chain};
 use crate::drainer::scheduler::{self, Rules};
-use crate::drainer::vitals::Vitals;
 use crate::drainer::{self, Drainer, watchdog};
 use crate::functions::engine::{self, Engine};
 use crate::functions::inngest::Facade;
@@ -53,10 +53,10 @@ use crate::outbound::figures::Figures;
 use crate::outbound::store::Endpoints;
 use crate::outbound::{self, Outbound};
 use crate::registry::watch::RegistryHandle;
+use crate::server;
 use crate::server::internal::{self, Internal};
 use crate::server::internal_inbox::Inbox;
 use crate::server::internal_worker::Worker;
-use crate::server::{self, health::Readiness};
 use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
@@ -340,7 +340,16 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
                 "OTEL_EMIT_TOKEN is not set: off loopback, /internal and /observability answer 401 to everybody"
             );
         }
-        let readiness = readiness(&bus, vitals, canary, &functions, spool, config, stop.clone());
+        let looked_at = readiness::Parts {
+            bus: bus.clone(),
+            vitals,
+            canary,
+            functions: functions.clone(),
+            spool,
+            gateway: gateway.clone(),
+            leased: leased.clone(),
+        };
+        let readiness = readiness::readiness(looked_at, config, stop.clone());
         let trusted = config.webhook.trusted_proxies.clone();
         let internal = Internal::new(internal::Parts {
             token: config.telemetry.emit_token.clone(),
@@ -373,10 +382,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         telemetry.watch(readiness, &stop, &mut tasks);
         let router = server::router(parts);
         for listener in [Some(listener), sdk_port(config).await].into_iter().flatten() {
-            let (router, stop) = (router.clone(), stop.clone());
-            tasks.spawn(async move {
-                server::serve(listener, router, stop, Duration::from_secs(5)).await.map_err(Error::from)
-            });
+            own(&mut tasks, server::serve(listener, router.clone(), stop.clone(), Duration::from_secs(5)));
         }
     }
     let reload = reload::Reload {
@@ -667,20 +673,6 @@ fn is_host(config: &Config) -> bool {
     role != "cluster"
 }
 
-/// Whether every app was found to serve what is registered.
-async fn agreement(functions: &Functions) -> Result<(), String> {
-    let known = functions.load().await.map_err(|error| chain(&error))?;
-    let wrong: Vec<String> = known
-        .apps
-        .iter()
-        .filter_map(|(name, record)| {
-            let problem = record.health.as_ref()?.problem.as_ref()?;
-            Some(format!("{name}: {problem}"))
-        })
-        .collect();
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
-}
-
 /// INNGEST_EVENT_KEY is a list.
 fn event_keys(config: &Config) -> Vec<secrecy::SecretString> {
     let Some(keys) = &config.inngest.event_key else { return Vec::new() };
@@ -712,60 +704,10 @@ impl Echoes for BusEchoes {
     }
 }
 
-/// Deliveries on the disk that Redis should have taken by now.
-fn spool_waits(spool: &Spool) -> Result<(), String> {
-    let depth = spool.depth();
-    match depth.oldest_age().as_secs() {
-        age_s if age_s >= 60 => Err(format!("{} deliveries wait, the oldest for {age_s} s", depth.deliveries)),
-        _ => Ok(()),
-    }
-}
-
 /// Makes a task of a part that ends without a result.
 fn own(tasks: &mut JoinSet<Result<(), Error>>, part: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async move {
         part.await;
         Ok(())
     });
-}
-
-fn readiness(
-    bus: &Bus,
-    vitals: Option<Arc<Vitals>>,
-    canary: Option<Canary>,
-    functions: &Functions,
-    spool: Option<Spool>,
-    config: &Config,
-    stop: CancellationToken,
-) -> Readiness {
-    let functions = functions.clone();
-    let ping = bus.clone();
-    let readiness = Readiness::new(stop).with("redis", move || {
-        let bus = ping.clone();
-        async move { bus.now_ms().await.map(drop).map_err(|error| chain(&error)) }
-    });
-    let readiness = readiness.with("apps", move || {
-        let functions = functions.clone();
-        async move { agreement(&functions).await }
-    });
-    let readiness = match spool {
-        Some(spool) => readiness.with("spool", move || std::future::ready(spool_waits(&spool))),
-        None => readiness,
-    };
-    let readiness = match canary {
-        Some(canary) => readiness.with("canary", move || std::future::ready(canary.check())),
-        None => readiness,
-    };
-    let Some(vitals) = vitals else { return readiness };
-    let limit = config.drainer.stall_after;
-    readiness.with("drainer", move || {
-        let vitals = vitals.clone();
-        async move {
-            match (vitals.redis_down(), vitals.is_ticking(limit)) {
-                (true, _) => Err("redis_down".to_owned()),
-                (_, false) => Err("its loop has not ticked".to_owned()),
-                _ => Ok(()),
-            }
-        }
-    })
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -31,13 +31,18 @@ pub struct Leased(Arc<LeasedSecrets>);
 
 #[derive(Default)]
 struct LeasedSecrets {
-    secrets: Mutex<HashMap<&'static str, SecretString>>,
+    secrets: Mutex<HashMap<&'static str, (SecretString, Instant)>>,
     changed: Notify,
 }
 
 impl Leased {
-    fn secrets(&self) -> MutexGuard<'_, HashMap<&'static str, SecretString>> {
+    fn secrets(&self) -> MutexGuard<'_, HashMap<&'static str, (SecretString, Instant)>> {
         self.0.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the command gave this variable's secret so long ago that it may have ended since.
+    pub(super) fn is_stale(&self, variable: &str, ttl: Duration) -> bool {
+        self.secrets().get(variable).is_some_and(|(_, at)| at.elapsed() > ttl)
     }
 
     /// Ends when the command has said something new.
@@ -67,7 +72,7 @@ pub fn senders(config: &Config, leased: &Leased) -> Result<Senders, Error> {
                 None => config.variables.rotating(&variable),
             };
             if !rotating.is_set() {
-                rotating.current = leased.get(variable.as_ref()).cloned();
+                rotating.current = leased.get(variable.as_ref()).map(|(secret, _)| secret.clone());
             }
             table.insert(variable.into_owned(), read(&rotating, &scheme)?);
         }
@@ -108,7 +113,7 @@ pub async fn lease(config: &Config, leased: &Leased) -> Option<Duration> {
         match answer {
             Ok(secret) => {
                 tracing::info!("[secrets] loaded {}", row.variable);
-                leased.secrets().insert(row.variable, secret);
+                leased.secrets().insert(row.variable, (secret, Instant::now()));
             }
             Err(error) => {
                 has_failed = true;

@@ -61,9 +61,7 @@ impl Telemetry {
         match server::bind(address).await {
             Ok(listener) => {
                 let (router, stop) = (server::metrics::router(self.metrics.clone()), stop.clone());
-                tasks.spawn(async move {
-                    server::serve(listener, router, stop, Duration::from_secs(1)).await.map_err(Error::from)
-                });
+                super::own(tasks, server::serve(listener, router, stop, Duration::from_secs(1)));
             }
             Err(error) => tracing::warn!(%address, error = %chain(&error), "metrics are not served"),
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::ingest_support::client;
 use crate::ingest_support::live::{BODY, LONG, Live, serve};
@@ -162,6 +162,8 @@ async fn a_full_spool_is_answered_503() {
         serde_json::from_slice(&ready.bytes().await.unwrap()).unwrap()
     };
     assert_eq!(response["checks"]["spool"], "ok", "a young spool is no fault: {response}");
+    let secrets = &response["checks"]["secrets"];
+    assert_eq!((&secrets["github"], &secrets["vercel"]), (&json!("configured"), &json!("missing")), "{response}");
     // Another process finds it full, and drains it.
     served.restart().await;
     assert_eq!(served.deliver(&client, "one-more").await, 503);

@@ -105,6 +105,20 @@ impl Senders {
         })
     }
 
+    /// Their ids, and `configured`, `missing`, or `stale` where `is_stale` says so of the variable of the secret.
+    pub fn states(&self, is_stale: impl Fn(&str) -> bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.providers.iter().map(move |provider| {
+            let (_, variable) = provider.signature(&HeaderMap::new());
+            let (_, secrets) = self.signature(&**provider, &HeaderMap::new());
+            let state = match secrets {
+                None => "missing",
+                Some(_) if is_stale(&variable) => "stale",
+                Some(_) => "configured",
+            };
+            (provider.id(), state)
+        })
+    }
+
     /// The secrets that a request to `provider` with these headers is checked with, and how. `None` when there are
     /// none that fit the scheme.
     #[must_use]
