@@ -417,6 +417,11 @@ const CODES: &[Code] = &[
         "See the latest ones with `joelclaw runs`.",
     ),
     code(
+        "SCHEMA_TOO_NEW",
+        "A newer joelclaw keeps its keys in this Redis, in a form that this one does not know.",
+        "Install the newer version, or point REDIS_URL (or the key prefix) elsewhere.",
+    ),
+    code(
         "SDK_MISSING",
         "`bench functions` runs a Node app with the Inngest SDK, and there is none in the directory that was named.",
         "Run `npm install inngest` somewhere and name that directory with --sdk-dir.",

@@ -195,7 +195,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     let note_bus = bus.clone();
     let (note_dir, note_stop) = (config.system.data_dir.clone(), stop.clone());
     let (in_force, told_settings) = tokio::sync::watch::channel(settings_of(config));
-    own(&mut tasks, async move { note::keep(&note_bus, &note_dir, told_settings, note_stop).await });
+    tasks.spawn(async move { note::keep(&note_bus, &note_dir, told_settings, note_stop).await.map_err(Error::from) });
 
     let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
     telemetry.metrics.know_build(role.name());

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::functions::registry::Registry as Functions;
 use crate::streams::bus::Bus;
 use crate::streams::records::Fact;
+use crate::streams::redis::Error;
 
 /// What a running service tells about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,18 +57,20 @@ pub fn running_service(data_dir: &Path) -> Option<ServiceNote> {
     }
 }
 
-/// Writes the note once Redis answers, and removes it at the end.
+/// Writes the note once Redis answers, and removes it at the end. Fails where a newer program keeps its keys.
 pub(super) async fn keep(
     bus: &Bus,
     data_dir: &Path,
     mut settings: watch::Receiver<BTreeMap<String, String>>,
     stop: CancellationToken,
-) {
+) -> Result<(), Error> {
     let instance_id = loop {
         match bus.instance_id().await {
             Ok(instance_id) => break instance_id,
+            // Whatever we wrote there, the newer program would not find.
+            Err(error @ Error::Schema { .. }) => return Err(error),
             Err(_) => tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(Duration::from_millis(500)) => {}
             },
         }
@@ -79,7 +82,7 @@ pub(super) async fn keep(
         note.settings = settings.borrow_and_update().clone();
         if let Err(error) = write(data_dir, &note) {
             tracing::warn!(error = %error, "service.json can't be written: commands can't check that they use the same Redis");
-            return;
+            return Ok(());
         }
         tokio::select! {
             () = stop.cancelled() => break,
@@ -89,6 +92,7 @@ pub(super) async fn keep(
     if running_service(data_dir).as_ref() == Some(&note) {
         let _ = std::fs::remove_file(path(data_dir));
     }
+    Ok(())
 }
 
 fn write(data_dir: &Path, note: &ServiceNote) -> std::io::Result<()> {

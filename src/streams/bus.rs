@@ -1,6 +1,6 @@
 //! The handle every other part holds: one connection and the key names.
 
-use super::keys::Keys;
+use super::keys::{Keys, SCHEMA};
 use super::redis::{Error, Redis, ScriptCall};
 use super::scripts::{self, Script};
 
@@ -61,12 +61,20 @@ impl Bus {
             return Ok(id);
         }
         let proposed = uuid::Uuid::now_v7().to_string();
-        self.redis.run(Self::call(&scripts::INSTANCE).key(self.keys.meta()).arg(proposed)).await
+        let call = Self::call(&scripts::INSTANCE).key(self.keys.meta()).arg(proposed).number(SCHEMA);
+        self.redis.run(call).await
     }
 
-    /// As [`Bus::instance_id`], without writing: `None` on a Redis that was never used.
+    /// As [`Bus::instance_id`], without writing: `None` on a Redis that was never used. An error where a newer program
+    /// keeps its keys in a form that we don't know.
     pub async fn known_instance_id(&self) -> Result<Option<String>, Error> {
-        self.redis.query(redis::cmd("HGET").arg(self.keys.meta()).arg("instanceId")).await
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.keys.meta()).arg("instanceId").arg("schema");
+        let (id, schema): (Option<String>, Option<u64>) = self.redis.query(&cmd).await?;
+        match schema {
+            Some(found) if found > SCHEMA => Err(Error::Schema { redis: self.redis.display().to_owned(), found }),
+            _ => Ok(id),
+        }
     }
 
     /// Version, memory and durability settings.

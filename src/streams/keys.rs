@@ -5,6 +5,8 @@
 use super::family::Family;
 use super::lane::Lane;
 
+/// The form of our keys. It rises when an older program could no longer work with them.
+pub const SCHEMA: u64 = 1;
 /// The consumer group: the drainers' cursor over a lane.
 pub const GROUP: &str = "drainer";
 /// The consumer that holds entries waiting for a retry.

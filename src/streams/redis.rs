@@ -66,6 +66,14 @@ pub enum Error {
         /// What was unexpected.
         detail: String,
     },
+    /// A newer program keeps its keys there, in a form that this one does not know.
+    #[error("the data at {redis} has key schema {found}; this joelclaw knows {known}", known = super::keys::SCHEMA)]
+    Schema {
+        /// URL without password.
+        redis: String,
+        /// Its schema.
+        found: u64,
+    },
 }
 
 impl Error {
@@ -109,6 +117,7 @@ impl Diagnose for Error {
             Self::Refused(_) if self.reply_code() == Some("OOM") => "QUEUE_FULL",
             Self::Refused(_) => "REDIS_REFUSED",
             Self::Reply { .. } => "INTERNAL_ERROR",
+            Self::Schema { .. } => "SCHEMA_TOO_NEW",
         }
     }
 
@@ -118,6 +127,7 @@ impl Diagnose for Error {
             Self::Unreachable { .. } | Self::Timeout { .. } => Exit::Unreachable,
             Self::Refused(_) if self.reply_code() == Some("OOM") => Exit::Refused,
             Self::Refused(_) | Self::Reply { .. } => Exit::Internal,
+            Self::Schema { .. } => Exit::Config,
         }
     }
 
@@ -125,6 +135,7 @@ impl Diagnose for Error {
         match self {
             Self::Url { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => "joelclaw config".into(),
             Self::Refused(_) | Self::Reply { .. } => "joelclaw queue fsck".into(),
+            Self::Schema { .. } => "Install the newer joelclaw, or set REDIS_URL to another Redis.".into(),
         }
     }
 }

@@ -126,3 +126,23 @@ async fn queue_config_tells_what_the_service_goes_by_and_where_this_shell_would_
     assert_eq!(config().await["drainer"]["concurrency"], 64, "it needs a restart");
     drainer.kill_9().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_joelclaw_keeps_in_redis_is_not_touched() {
+    let stage = Stage::start().await;
+    let joelclaw = stage.joelclaw("");
+    joelclaw.env_file_line("WORKER_PORT", &crate::support::free_port().to_string());
+    joelclaw.run(&["queue", "emit", "a/b"]).await.assert_success();
+    assert_eq!(status(&doctor(&joelclaw, 0, &["--no-model"]).await, "redis instance"), "ok");
+    stage.redis.cli(&["HSET", &stage.bus.keys.meta(), "schema", "2"]).await;
+    let before = stage.redis.cli(&["DBSIZE"]).await;
+    let refused = joelclaw.run(&["queue", "emit", "a/b", "--json"]).await.assert_code(78).json();
+    assert_eq!(refused["error"]["code"], "SCHEMA_TOO_NEW", "{refused}");
+    for part in ["drainer", "serve"] {
+        let mut process = joelclaw.spawn(&[part]);
+        process.wait_exit(LONG).await.assert_code(78);
+    }
+    let found = doctor(&joelclaw, 1, &["--no-model"]).await;
+    assert!(found.to_string().contains("has key schema 2; this joelclaw knows 1"), "{found:#}");
+    assert_eq!(stage.redis.cli(&["DBSIZE"]).await, before);
+}

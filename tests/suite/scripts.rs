@@ -543,5 +543,10 @@ async fn instance_names_the_data_set_once() {
     let first = t.bus.instance_id().await.unwrap();
     assert_eq!(t.bus.instance_id().await.unwrap(), first);
     let keys = [t.bus.keys.meta()];
-    assert_eq!(run::<String>(&t, &scripts::INSTANCE, &keys, &["another"]).await, first);
+    assert_eq!(run::<String>(&t, &scripts::INSTANCE, &keys, &["another", "1"]).await, first);
+    assert_eq!(t.cmd::<String>(&["HGET", &keys[0], "schema"]).await, "1");
+    // What a newer program keeps there is not ours to touch.
+    t.cmd::<()>(&["HSET", &keys[0], "schema", "2"]).await;
+    let error = t.bus.instance_id().await.unwrap_err();
+    assert!(error.to_string().ends_with("has key schema 2; this joelclaw knows 1"), "{error}");
 }

@@ -9,6 +9,7 @@ use crate::config::{DurabilityClass, MemoryBudget};
 use crate::diagnose::{Diagnose as _, chain};
 use crate::service::ServiceNote;
 use crate::streams::bus::{Bus, ServerFacts};
+use crate::streams::keys::SCHEMA;
 use crate::streams::redis::Error;
 
 /// Round trips measured.
@@ -165,7 +166,7 @@ async fn instance(bus: &Bus, service: Option<&ServiceNote>) -> Result<Check, Err
             format!("commands reach {told}, the service (pid {}) uses {}", note.pid, note.instance_id),
             "joelclaw config",
         ),
-        _ => Check::ok("redis instance", format!("{told} at {}", bus.redis.display())),
+        _ => Check::ok("redis instance", format!("{told} at {}, key schema {SCHEMA}", bus.redis.display())),
     })
 }
 

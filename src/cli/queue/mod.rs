@@ -110,8 +110,8 @@ pub fn bus(context: &Context) -> Result<Bus, Failure> {
 /// set, because the change would have no effect there.
 pub async fn bus_to_change(context: &Context) -> Result<Bus, Failure> {
     let bus = bus(context)?;
-    let Some(service) = running_service(&context.config.system.data_dir) else { return Ok(bus) };
     let ours = bus.known_instance_id().await?;
+    let Some(service) = running_service(&context.config.system.data_dir) else { return Ok(bus) };
     if ours.as_deref() == Some(service.instance_id.as_str()) {
         return Ok(bus);
     }

@@ -22,6 +22,8 @@ use crate::streams::append::{self, DuplicateBy};
 use crate::streams::bus::Bus;
 use crate::triage::Worker;
 
+/// Between two looks whether Redis is back.
+const AWAY: Duration = Duration::from_millis(500);
 /// Lines appended together.
 const BATCH: usize = 200;
 /// A longer line is no event: the limit of an event lies below it.
@@ -85,10 +87,26 @@ pub struct Args {
     timeout: Duration,
 }
 
+/// The bus. A file of events waits for Redis as long as `--timeout` says; one event does not.
+async fn bus_to_append(args: &Args, context: &Context) -> Result<Bus, Failure> {
+    let started = Instant::now();
+    loop {
+        match bus_to_change(context).await {
+            Err(failure) if failure.code() == "REDIS_UNREACHABLE" && args.bulk.is_some() => {
+                if started.elapsed() + AWAY > args.timeout {
+                    return Err(failure);
+                }
+                tokio::time::sleep(AWAY).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let registry = registry(context)?;
-    let bus = bus_to_change(context).await?;
+    let bus = bus_to_append(args, context).await?;
     let (triage, mut worker) = service::triage(&context.config, &registry, CancellationToken::new());
     let admission = service::admission(&context.config, &bus, &registry, is_inngest_served(context)).await;
     let admission = admission.with_triage(triage);
