@@ -1,7 +1,7 @@
 //! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
 //!
 //! Arrows point one way: `cli`, `service`, `bench` → `server`, `observer`, `outbound` → `functions` → `drainer`, `ingest` → `registry` → `streams` → `config`.
-//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`], [`moment`] and [`net`] are used by every layer.
+//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`], [`known_secrets`], [`moment`] and [`net`] are used by every layer.
 
 pub mod bench;
 pub mod cli;
@@ -10,6 +10,7 @@ pub mod diagnose;
 pub mod drainer;
 pub mod functions;
 pub mod ingest;
+pub mod known_secrets;
 pub mod model;
 pub mod moment;
 pub mod net;

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::known_secrets;
+
 use super::env_file::EnvFile;
 use super::secret::mask;
 use super::units::{Cidr, MemoryBudget, parse_bytes, parse_duration, parse_percent};
@@ -305,7 +307,11 @@ pub fn path() -> Kind<PathBuf> {
 
 /// A value that no output ever shows.
 pub fn secret() -> Kind<SecretString> {
-    Kind { is_secret: true, ..Kind::new("secret", |text| Some(SecretString::from(text))) }
+    let parse = |text: &str| {
+        known_secrets::know(text);
+        Some(SecretString::from(text))
+    };
+    Kind { is_secret: true, ..Kind::new("secret", parse) }
 }
 
 /// Unset when blank.

@@ -38,6 +38,7 @@ pub use units::{Cidr, MemoryBudget};
 pub use webhook_secrets::{SecretRow, Variables, WEBHOOK_SECRETS};
 
 use crate::diagnose::{Diagnose, Exit};
+use crate::known_secrets;
 use env_file::EnvFile;
 
 /// Everything that decides a value.
@@ -303,6 +304,7 @@ impl NamedSecrets {
     pub fn get(&self, name: &str) -> Option<SecretString> {
         let from_file = EnvFile::read(&self.env_file).ok().and_then(|file| file.values.get(name).cloned());
         let value = from_file.or_else(|| std::env::var(name).ok())?;
+        known_secrets::know(&value);
         (!value.trim().is_empty()).then(|| SecretString::from(value))
     }
 }

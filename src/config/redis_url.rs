@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::known_secrets;
+
 use super::declare::{Order, Origin, candidates};
 use super::env_file::EnvFile;
 use super::{Error, Sources, Warning};
@@ -217,6 +219,7 @@ impl RedisUrl {
             url.set_path(&db.to_string());
             endpoint
         };
+        url.password().inspect(|password| known_secrets::know(password));
         redis::IntoConnectionInfo::into_connection_info(url.as_str())
             .map_err(|_| "its host, database, user or fragment is not usable")?;
         Ok(Self { url: SecretString::from(url.as_str()), endpoint })

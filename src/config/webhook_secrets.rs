@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::known_secrets;
+
 use super::Sources;
 use super::declare::{Declared, Kind, Loader, Order, optional, path, secret};
 use super::env_file::EnvFile;
@@ -180,7 +182,7 @@ impl Variables {
     }
 
     fn secret(&self, name: &str) -> Option<SecretString> {
-        self.get(name).map(SecretString::from)
+        self.get(name).inspect(|secret| known_secrets::know(secret)).map(SecretString::from)
     }
 
     /// A secret that may be being rotated, under any name.

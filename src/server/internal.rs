@@ -3,7 +3,7 @@
 //! | endpoint | does |
 //! |---|---|
 //! | `POST /internal/queue/enqueue` | appends one event |
-//! | `POST /observability/emit` | writes one telemetry event into the journal |
+//! | `POST /observability/emit` | writes telemetry events into the journal ([`posted`]) |
 //! | `POST /internal/secrets/reload` | reads the env file, secrets and sources again |
 //! | `GET /internal/webhooks/deliveries`, `…/<ref>` | the log of deliveries |
 //! | `POST /internal/webhooks/deliveries/<ref>/replay`, `POST /internal/webhooks/replay` | [`super::internal_replay`] |
@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::Router;
@@ -28,7 +28,7 @@ use axum::routing::{get, post};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Notify;
@@ -45,10 +45,12 @@ use crate::ingest::peer::Peer;
 use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
-use crate::streams::records::{Fact, Level};
+use crate::telemetry::posted::{self, DebugBudget};
 
 /// Largest body.
 const MAX_BODY_BYTES: usize = 16 << 20;
+/// Largest body of telemetry.
+const MAX_EMIT_BYTES: usize = 1 << 20;
 /// Entries looked at for one page of deliveries.
 pub(super) const SCAN: usize = 20_000;
 
@@ -69,6 +71,10 @@ pub struct Parts {
     pub registry: RegistryHandle,
     /// Appends.
     pub admission: Admission,
+    /// Whether telemetry of others is stored.
+    pub takes_events: bool,
+    /// Of it, how much for debugging.
+    pub debug_budget: DebugBudget,
     /// The journal and the log of deliveries.
     pub bus: Bus,
     /// Knows who may send.
@@ -95,7 +101,7 @@ impl Internal {
     /// The routes.
     pub fn router(self) -> Router {
         Router::new()
-            .route("/observability/emit", post(emit))
+            .route("/observability/emit", post(emit).layer(DefaultBodyLimit::max(MAX_EMIT_BYTES)))
             .route("/internal/queue/enqueue", post(enqueue))
             .route("/internal/secrets/reload", post(reload))
             .route("/internal/webhooks/deliveries", get(deliveries))
@@ -217,53 +223,42 @@ async fn enqueue(State(internal): State<Internal>, body: Bytes) -> Response {
 }
 
 async fn emit(State(internal): State<Internal>, body: Bytes) -> Response {
-    let Ok(Value::Object(mut fields)) = serde_json::from_slice::<Value>(&body) else {
-        return refuse_plain("Invalid payload");
-    };
-    let mut word = |name: &str| match fields.remove(name) {
-        Some(Value::String(text)) if !text.trim().is_empty() => Some(text.chars().take(200).collect::<String>()),
-        _ => None,
-    };
-    let (action, component) = (word("action"), word("component"));
-    let (Some(action), Some(component)) = (action, component) else { return refuse_plain("Invalid payload") };
-    let level = match word("level").as_deref() {
-        Some("warn") => Level::Warn,
-        Some("error" | "fatal") => Level::Error,
-        _ => Level::Info,
-    };
-    let (error, event_id, given) = (word("error"), word("eventId"), word("id"));
-    let success = fields.remove("success").and_then(|value| value.as_bool()).unwrap_or(error.is_none());
-    let mut metadata = match fields.remove("metadata") {
-        Some(Value::Object(metadata)) => metadata,
-        _ => Map::new(),
-    };
-    // What has no place of its own is kept beside.
-    for (name, value) in fields {
-        metadata.entry(name).or_insert(value);
-    }
-    let id = given.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-    metadata.insert("telemetryId".into(), id.as_str().into());
-    let fact = Fact {
-        action: action.into(),
-        component: component.into(),
-        level,
-        success,
-        error,
-        event_id,
-        stream_id: None,
-        lane: None,
-        metadata,
-    };
-    match internal.0.bus.journal([fact]).await {
-        Ok(_) => {
-            Json(json!({ "ok": true, "result": { "stored": true, "dropped": false, "eventId": id } })).into_response()
-        }
+    let (events, is_list) = match posted::parse(&body) {
+        Ok(parsed) => parsed,
+        Err(posted::Error::Payload) => return refuse_plain("Invalid payload"),
         Err(error) => {
-            let result = json!({ "stored": false, "dropped": false, "eventId": id });
-            let body = json!({ "ok": false, "error": chain(&error), "result": result });
-            (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+            let body = json!({ "error": "Invalid payload", "detail": error.to_string() });
+            return (StatusCode::BAD_REQUEST, Json(body)).into_response();
         }
+    };
+    let (is_enabled, now) = (internal.0.takes_events, Instant::now());
+    let (mut results, mut facts) = (Vec::with_capacity(events.len()), Vec::new());
+    for posted in events {
+        let reason = internal.0.debug_budget.refusal(&posted, is_enabled, now);
+        let mut result = json!({ "stored": reason.is_none(), "dropped": reason.is_some(), "eventId": posted.id });
+        match reason {
+            Some(reason) => result["dropReason"] = reason.into(),
+            None => facts.push(posted.fact),
+        }
+        results.push(result);
     }
+    let failed = match facts.is_empty() {
+        true => None,
+        false => internal.0.bus.journal(facts).await.err(),
+    };
+    if failed.is_some() {
+        results.iter_mut().filter(|result| result["stored"] == true).for_each(|result| result["stored"] = false.into());
+    }
+    let mut answer = match failed {
+        None => json!({ "ok": true }),
+        Some(ref error) => json!({ "ok": false, "error": chain(error) }),
+    };
+    match is_list {
+        true => answer["results"] = results.into(),
+        false => answer["result"] = results.pop().unwrap_or_default(),
+    }
+    let status = if failed.is_some() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+    (status, Json(answer)).into_response()
 }
 
 fn refuse_plain(error: &str) -> Response {

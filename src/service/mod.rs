@@ -61,6 +61,7 @@ use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::posted::DebugBudget;
 use crate::triage::flags::Flags;
 use crate::triage::rules::RulesHandle;
 use crate::triage::{self, Triage};
@@ -357,6 +358,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             trusted_proxies: trusted.clone(),
             registry: registry.clone(),
             admission: admission.clone(),
+            takes_events: config.telemetry.is_enabled,
+            debug_budget: DebugBudget::default(),
             bus: bus.clone(),
             gateway: gateway.clone(),
             log_keep: log_settings(config).keep,

@@ -19,6 +19,7 @@ use crate::ingest::gateway::Gateway;
 use crate::ingest::providers::{self, Options, Provider, SecretTable, Senders};
 use crate::ingest::signature::{Scheme, Secrets};
 use crate::ingest::sources;
+use crate::known_secrets;
 
 /// How long the command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -144,7 +145,10 @@ async fn ask(command: &str, store: &str, ttl: Duration) -> std::io::Result<Secre
     let text = String::from_utf8(output.stdout).map_err(|_| failed("the answer is no text".to_owned()))?;
     match text.trim() {
         "" => Err(failed("the answer is empty".to_owned())),
-        secret => Ok(SecretString::from(secret)),
+        secret => {
+            known_secrets::know(secret);
+            Ok(SecretString::from(secret))
+        }
     }
 }
 

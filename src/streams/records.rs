@@ -149,12 +149,36 @@ impl<'de> Deserialize<'de> for PackedId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
+    /// For whoever looks into something; emitted by others only.
+    Debug,
     /// Normal.
     Info,
     /// Degraded, but the operation worked.
     Warn,
     /// The operation failed.
     Error,
+    /// And so did everything that rests on it; emitted by others only.
+    Fatal,
+}
+
+impl Level {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+        }
+    }
+
+    /// By its name.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        [Self::Debug, Self::Info, Self::Warn, Self::Error, Self::Fatal].into_iter().find(|level| level.as_str() == name)
+    }
 }
 
 /// One thing that happened. Names are those of the action catalogue.

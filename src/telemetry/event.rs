@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use crate::known_secrets;
 use crate::streams::entry_id::EntryId;
 use crate::streams::records::Entry;
 
@@ -20,15 +21,22 @@ const DEEPEST: usize = 8;
 const ELEMENTS: usize = 100;
 /// Most keys of the metadata.
 const KEYS: usize = 64;
+/// Most bytes of the metadata, encoded.
+const BYTES: usize = 16 * 1024;
+/// Under this key of its metadata a record holds what a posted event says of itself: it stands at the top again.
+pub const TOLD: &str = "_event";
 
 // How often something was taken out, for the metrics of the process.
 static BY_KEY: AtomicU64 = AtomicU64::new(0);
 static BY_PATTERN: AtomicU64 = AtomicU64::new(0);
+static KNOWN: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process took something secret out of telemetry: by the key it was under, by what it looked like.
+/// How often this process took something secret out of telemetry: by the key it was under, by what it looked like, as a
+/// secret of its own configuration.
 #[must_use]
-pub fn redactions() -> [(&'static str, u64); 2] {
-    [("key", BY_KEY.load(Ordering::Relaxed)), ("pattern", BY_PATTERN.load(Ordering::Relaxed))]
+pub fn redactions() -> [(&'static str, u64); 3] {
+    [("key", &BY_KEY), ("pattern", &BY_PATTERN), ("known", &KNOWN)]
+        .map(|(kind, count)| (kind, count.load(Ordering::Relaxed)))
 }
 
 /// A record's place: its batch and its number in it. `Ord` is the order of the journal.
@@ -77,7 +85,8 @@ pub fn events_of(entries: &[Entry], system: &str) -> Vec<Event> {
 fn json_of(entry: &Entry, id: EventId, system: &str) -> Value {
     let mut json = entry.to_json();
     let metadata = json["metadata"].take();
-    let metadata = redact_metadata(metadata);
+    let mut metadata = redact_metadata(metadata);
+    let told = metadata.as_object_mut().and_then(|metadata| metadata.shift_remove(TOLD));
     let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let lane = text("lane").and_then(|lane| lane.rsplit_once(":p")).map(|(family, _)| family);
     let family = text("eventName").or_else(|| text("family")).or(lane).map(str::to_owned);
@@ -106,41 +115,71 @@ fn json_of(entry: &Entry, id: EventId, system: &str) -> Value {
             object.insert("error".into(), json!("operation_failed"));
         }
         object.insert("metadata".into(), metadata);
+        if let Some(Value::Object(told)) = told {
+            object.insert("journalId".into(), Value::from(id.to_string()));
+            object.extend(told);
+        }
     }
     json
 }
 
 fn redact_metadata(metadata: Value) -> Value {
     let Value::Object(all) = metadata else { return json!({}) };
-    let is_cut = all.len() > KEYS;
+    let mut is_cut = all.len() > KEYS;
     let mut kept: Map<String, Value> = all.into_iter().take(KEYS).collect();
-    let keys: Vec<String> = kept.keys().cloned().collect();
-    for key in keys {
-        if let Some(value) = kept.get_mut(&key) {
-            redact(&key, value, 1);
-        }
+    for (key, value) in &mut kept {
+        redact(key, value, 1, &mut is_cut);
     }
+    is_cut |= shorten(&mut kept);
     if is_cut {
         kept.insert("_truncated".into(), json!(true));
     }
     Value::Object(kept)
 }
 
+/// Takes out the largest values until the rest is small enough. Whether it took any.
+fn shorten(metadata: &mut Map<String, Value>) -> bool {
+    let size = |value: &Value| match value {
+        // Most are short texts and numbers: those are not worth encoding.
+        Value::String(text) => text.len() + 2,
+        Value::Array(_) | Value::Object(_) => value.to_string().len(),
+        _ => 8,
+    };
+    let mut sizes: Vec<(usize, String)> = metadata.iter().map(|(key, value)| (size(value), key.clone())).collect();
+    let mut all: usize = sizes.iter().map(|(size, key)| size + key.len() + 4).sum();
+    if all <= BYTES {
+        return false;
+    }
+    sizes.sort_unstable();
+    while let Some((size, key)) = sizes.pop().filter(|_| all > BYTES) {
+        metadata.insert(key, Value::from(format!("[{size} bytes]")));
+        all -= size;
+    }
+    true
+}
+
 /// Makes a value harmless: by its key, by what it looks like, by its size.
-fn redact(key: &str, value: &mut Value, depth: usize) {
+fn redact(key: &str, value: &mut Value, depth: usize, is_cut: &mut bool) {
     if is_secret_key(key) && !value.is_null() && !value.is_boolean() && !value.is_number() {
         BY_KEY.fetch_add(1, Ordering::Relaxed);
         *value = json!("[redacted]");
         return;
     }
     match value {
-        Value::String(text) => *text = redact_text(text),
-        Value::Array(_) | Value::Object(_) if depth >= DEEPEST => *value = json!("[too deep]"),
-        Value::Array(values) => {
-            values.truncate(ELEMENTS);
-            values.iter_mut().for_each(|value| redact("", value, depth + 1));
+        Value::String(text) => {
+            *is_cut |= text.len() > LONGEST && text.chars().count() > LONGEST;
+            *text = redact_text(text);
         }
-        Value::Object(values) => values.iter_mut().for_each(|(key, value)| redact(key, value, depth + 1)),
+        Value::Array(_) | Value::Object(_) if depth >= DEEPEST => {
+            *value = json!("[too deep]");
+            *is_cut = true;
+        }
+        Value::Array(values) => {
+            *is_cut |= values.len() > ELEMENTS;
+            values.truncate(ELEMENTS);
+            values.iter_mut().for_each(|value| redact("", value, depth + 1, is_cut));
+        }
+        Value::Object(values) => values.iter_mut().for_each(|(key, value)| redact(key, value, depth + 1, is_cut)),
         _ => {}
     }
 }
@@ -149,14 +188,24 @@ fn is_secret_key(key: &str) -> bool {
     /// Names that hold a secret, lower case without dashes and underscores.
     const WHOLE: [&str; 9] =
         ["authorization", "cookie", "setcookie", "password", "passwd", "secret", "token", "dsn", "signature"];
-    const ENDS: [&str; 6] = ["apikey", "privatekey", "secret", "token", "signature256", "credential"];
+    const ENDS: [&str; 7] = ["apikey", "privatekey", "secret", "token", "signature256", "credential", "credentials"];
     let plain: String = key.chars().filter(|c| *c != '-' && *c != '_').map(|c| c.to_ascii_lowercase()).collect();
-    WHOLE.contains(&plain.as_str()) || ENDS.iter().any(|end| plain.ends_with(end)) || plain.ends_with("signature")
+    // STRIPE_KEY is one, a monkey is none.
+    let is_a_key = [key.ends_with("_KEY"), key.ends_with("_key"), key.ends_with("-key")].contains(&true);
+    is_a_key
+        || WHOLE.contains(&plain.as_str())
+        || ENDS.iter().any(|end| plain.ends_with(end))
+        || plain.ends_with("signature")
 }
 
 /// A text without what looks like a secret, and not too long.
 #[must_use]
 pub fn redact_text(text: &str) -> String {
+    let known = known_secrets::hide(text);
+    if known.is_some() {
+        KNOWN.fetch_add(1, Ordering::Relaxed);
+    }
+    let text = known.as_deref().unwrap_or(text);
     let mut text = match SECRETS.is_match(text) {
         true => {
             BY_PATTERN.fetch_add(1, Ordering::Relaxed);
@@ -221,9 +270,24 @@ mod tests {
             .with("apiKey", planted)
             .with("headers", json!({ "Authorization": planted, "x-hub-signature-256": planted, "plain": planted }))
             .with("text", "x".repeat(5000));
+        crate::known_secrets::know("four word pass phrase");
+        let fact = fact.with("STRIPE_KEY", planted).with("said", "it is four word pass phrase, you know");
         let events = events_of(&[Entry { id: EntryId::MIN, fact }], "h");
         let text = events[0].json.to_string();
-        assert!(!text.contains(planted), "{text}");
+        assert!(!text.contains(planted) && !text.contains("pass phrase"), "{text}");
+        assert_eq!(events[0].json["metadata"]["_truncated"], true);
         assert!(events[0].json["metadata"]["text"].as_str().unwrap().ends_with("…[5000 chars]"));
+    }
+
+    #[test]
+    fn metadata_is_cut_from_its_largest_value_on() {
+        let list: Vec<String> = (0..90).map(|n| format!("{n}-{}", "y".repeat(150))).collect();
+        let fact = Fact::new("a", "b").with("list", list).with("text", "x".repeat(4000)).with("n", 7);
+        let json = &events_of(&[Entry { id: EntryId::MIN, fact }], "h")[0].json;
+        let metadata = &json["metadata"];
+        assert_eq!((&metadata["_truncated"], &metadata["n"]), (&json!(true), &json!(7)));
+        assert!(metadata["list"].as_str().is_some_and(|text| text.ends_with(" bytes]")), "{metadata}");
+        assert_eq!(metadata["text"].as_str().map(str::len), Some(4000));
+        assert!(metadata.to_string().len() <= BYTES);
     }
 }

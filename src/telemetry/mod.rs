@@ -8,6 +8,7 @@ pub mod event;
 pub mod latency;
 pub mod metrics;
 pub mod pace;
+pub mod posted;
 pub mod projection;
 pub mod sinks;
 pub mod spans;

@@ -84,7 +84,7 @@ async fn a_token_is_asked_for_where_one_is_set_and_machines_of_others_never_pass
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_enqueued_as_the_contract_says() {
-    let served = Served::start(&[]).await;
+    let served = Served::start(&[("GITHUB_WEBHOOK_SECRET", "planted-secret-0001")]).await;
     let path = "/internal/queue/enqueue";
     for (body, error) in [
         (json!([]), "Invalid payload"),
@@ -110,7 +110,27 @@ async fn events_are_enqueued_as_the_contract_says() {
     let (status, stored) =
         served.post("/observability/emit", &json!({ "component": "agent", "action": "agent.seen", "id": "t-1" })).await;
     assert_eq!((status, &stored["result"]["eventId"]), (200, &json!("t-1")));
+    let told = json!({ "result": { "stored": true, "dropped": false, "eventId": "t-1" }, "ok": true });
+    assert_eq!(stored, told);
     assert_eq!(served.post("/observability/emit", &json!([])).await, (400, json!({ "error": "Invalid payload" })));
+    // A list is stored whole, with what each event says of itself, and without secrets.
+    let event = |id: &str, level: &str| {
+        json!({ "id": id, "timestamp": 1_772_981_290_859_u64, "level": level, "source": "gateway", "component": "telegram",
+            "action": "send.failed", "success": false, "error": "planted-secret-0001 was refused", "metadata": {} })
+    };
+    let (status, answer) =
+        served.post("/observability/emit", &json!([event("t-2", "fatal"), event("t-3", "warn")])).await;
+    assert_eq!((status, answer["results"].as_array().map(Vec::len)), (200, Some(2)), "{answer}");
+    let (status, refused) = served.post("/observability/emit", &json!([event("t-4", "loud")])).await;
+    assert_eq!((status, &refused["detail"]), (400, &json!("event 1: level is debug, info, warn, error or fatal")));
+    let query = ["journal", "query", "--component", "telegram", "--json"];
+    let found = served.joelclaw.run(&query).await.assert_success().json()["result"]["events"].clone();
+    assert_eq!(
+        (found.as_array().map(Vec::len), &found[1]["id"], &found[1]["level"]),
+        (Some(2), &json!("t-2"), &json!("fatal"))
+    );
+    assert_eq!((&found[0]["timestamp"], &found[0]["source"]), (&json!(1_772_981_290_859_u64), &json!("gateway")));
+    assert_eq!(found[0]["error"], "[redacted] was refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,8 +32,8 @@ pub struct Args {
     /// Only these components
     #[arg(long, value_delimiter = ',')]
     component: Vec<String>,
-    /// Only these levels: info, warn, error
-    #[arg(long, value_delimiter = ',', value_parser = ["info", "warn", "error"])]
+    /// Only these levels: debug, info, warn, error, fatal
+    #[arg(long, value_delimiter = ',', value_parser = ["debug", "info", "warn", "error", "fatal"])]
     level: Vec<String>,
     /// Only what succeeded, or what did not
     #[arg(long)]
@@ -131,7 +131,7 @@ impl Args {
             && self
                 .id
                 .as_deref()
-                .is_none_or(|id| ["eventId", "streamId", "runId", "id"].iter().any(|key| text(key) == id))
+                .is_none_or(|id| ["eventId", "streamId", "runId", "id", "journalId"].iter().any(|key| text(key) == id))
             && self.text.as_deref().is_none_or(|words| event.to_string().to_lowercase().contains(&words.to_lowercase()))
     }
 }

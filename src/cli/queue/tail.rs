@@ -233,9 +233,9 @@ fn human(entry: &Entry, is_colored: bool) -> String {
         words.push(render::cut(reason));
     }
     let color = match fact.level {
-        Level::Info => None,
+        Level::Debug | Level::Info => None,
         Level::Warn => Some(AnsiColor::Yellow),
-        Level::Error => Some(AnsiColor::Red),
+        Level::Error | Level::Fatal => Some(AnsiColor::Red),
     };
     let action = format!("{:<22}", fact.action.strip_prefix("queue.").unwrap_or(&fact.action));
     let style = Style::new().fg_color(color.map(Into::into));

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::super::event;
 use super::super::latency::{Recorder, Summary, kind};
 use super::super::projection;
 use super::super::projection::fold::State;
 use super::super::sinks::Standings;
 use super::super::spans::Spans;
+use super::super::{event, posted};
 use super::{Labels, Levels, Metrics, OTHER};
 use crate::streams::bus::Bus;
 use crate::streams::dead::DeadFilter;
@@ -123,6 +123,9 @@ pub async fn run(metrics: Arc<Metrics>, bus: Bus, owner: String, fed: Fed, stop:
         metrics.telemetry_dropped.follow(vec![("reason", "recorder".to_owned())], fed.recorder.dropped());
         let spans = fed.spans.as_ref().map_or(0, Spans::dropped);
         metrics.telemetry_dropped.follow(vec![("reason", "spans".to_owned())], spans);
+        for (reason, count) in posted::drops() {
+            metrics.telemetry_dropped.follow(vec![("reason", reason.to_owned())], count);
+        }
         for (kind, count) in event::redactions() {
             metrics.redactions.follow(vec![("kind", kind.to_owned())], count);
         }

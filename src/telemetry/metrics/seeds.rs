@@ -22,9 +22,13 @@ impl Metrics {
         };
         each(&self.stalls, "reason", &["tick_hung", "dispatch_hung", "backlog_idle"]);
         each(&self.leased, "priority", &["P0", "P1", "P2", "P3"]);
-        each(&self.telemetry_dropped, "reason", &["recorder", "spans"]);
-        each(&self.telemetry_events, "level", &["info", "warn", "error"]);
-        each(&self.redactions, "kind", &["key", "pattern"]);
+        each(
+            &self.telemetry_dropped,
+            "reason",
+            &["recorder", "spans", "debug_backpressure_guard", "otel_events_disabled"],
+        );
+        each(&self.telemetry_events, "level", &["debug", "info", "warn", "error", "fatal"]);
+        each(&self.redactions, "kind", &["key", "pattern", "known"]);
         each(&self.trimmed_unread, "projection", &["stats", "jsonl"]);
         each(&self.registrations, "outcome", &["ok", "failed"]);
         each(&self.telemetry_failures, "component", &["queue", "queue-drainer", "queue-control", "functions"]);

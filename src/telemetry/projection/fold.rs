@@ -11,7 +11,7 @@ use crate::streams::entry_id::EntryId;
 use crate::streams::family::CANARY;
 use crate::streams::journal::{self, Fields, Part};
 use crate::streams::lane::family_of;
-use crate::streams::records::{Dispatches, Enqueue, Fact, Level};
+use crate::streams::records::{Dispatches, Enqueue, Fact};
 
 /// Pauses of one family that are remembered.
 const PAUSES: usize = 512;
@@ -415,7 +415,7 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         detail,
     };
     table.count(format!("action|{}|{}", fact.component, fact.action), 1);
-    table.count(format!("level|{}|", level_of(fact.level)), 1);
+    table.count(format!("level|{}|", fact.level.as_str()), 1);
     if !fact.success {
         table.count(format!("failure|{}|", fact.component), 1);
     }
@@ -517,14 +517,6 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         }
         "telemetry.sink.failed" => table.count(format!("trimmed|{}|", text("sink")), 1),
         _ => {}
-    }
-}
-
-const fn level_of(level: Level) -> &'static str {
-    match level {
-        Level::Info => "info",
-        Level::Warn => "warn",
-        Level::Error => "error",
     }
 }
 

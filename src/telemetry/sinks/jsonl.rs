@@ -282,8 +282,11 @@ fn last_packed_line(path: &Path) -> io::Result<Option<EventId>> {
     Ok(id_of(&last))
 }
 
+/// The place in the journal of what a line tells.
 fn id_of(line: &[u8]) -> Option<EventId> {
-    serde_json::from_slice::<serde_json::Value>(line).ok()?["id"].as_str()?.parse().ok()
+    let event: serde_json::Value = serde_json::from_slice(line).ok()?;
+    // An event that was posted has an id of its own.
+    event.get("journalId").unwrap_or(&event["id"]).as_str()?.parse().ok()
 }
 
 /// Where the last whole line ends, and its id.

@@ -1,6 +1,6 @@
 //! OTLP logs: every event as a log record, over HTTP (protobuf) or gRPC, by the OpenTelemetry exporter.
 //!
-//! Severity 9, 13 and 17; `log.record.uid` is the event's id, the event name its action. The exporter has no queue of
+//! Severity 5, 9, 13, 17 and 21; `log.record.uid` is the event's id, the event name its action. The exporter has no queue of
 //! ours: a batch that the endpoint did not take is taken again from the journal.
 
 use std::collections::HashMap;
@@ -109,11 +109,14 @@ impl Otlp {
     fn record(&self, event: &Event) -> SdkLogRecord {
         let mut record = self.logger.create_log_record();
         let json = &event.json;
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(event.id.batch.ms);
+        let ms = json["timestamp"].as_u64().unwrap_or(event.id.batch.ms);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
         record.set_timestamp(at);
         record.set_observed_timestamp(SystemTime::now());
         let (number, text) = match json["level"].as_str() {
+            Some("fatal") => (Severity::Fatal, "FATAL"),
             Some("error") => (Severity::Error, "ERROR"),
+            Some("debug") => (Severity::Debug, "DEBUG"),
             Some("warn") => (Severity::Warn, "WARN"),
             _ => (Severity::Info, "INFO"),
         };
@@ -121,7 +124,7 @@ impl Otlp {
         record.set_severity_text(text);
         let action = json["action"].as_str().unwrap_or_default();
         record.set_body(AnyValue::from(json["error"].as_str().unwrap_or(action).to_owned()));
-        record.add_attribute("log.record.uid", event.id.to_string());
+        record.add_attribute("log.record.uid", json["id"].as_str().unwrap_or_default().to_owned());
         record.add_attribute("event.name", action.to_owned());
         for key in ["component", "source", "systemId", "family", "eventId", "streamId", "runId"] {
             if let Some(text) = json[key].as_str() {
