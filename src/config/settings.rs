@@ -406,12 +406,18 @@ settings! {
 
     /// Where telemetry goes beside the journal.
     pub struct TelemetryConfig in "telemetry" {
-        /// An extra HTTP sink for telemetry records. No dispatch ever waits for it.
-        emit_url: Option<String> = optional(http_url()), "OTEL_EMIT_URL", default "", environment_first;
-        /// Sent to that sink as `x-otel-emit-token`.
+        /// `/observability/emit` of another node, which gets every journal record in lists. Unset: none does.
+        forward_url: Option<String> = optional(http_url()), "OTEL_FORWARD_URL", default "", environment_first;
+        /// Sent there as `x-otel-emit-token`. Unset: OTEL_EMIT_TOKEN.
+        forward_token: Option<SecretString> = optional(secret()), "OTEL_FORWARD_TOKEN", default "", environment_first;
+        /// What callers of `/internal/…` and `/observability/emit` have to send as `x-otel-emit-token`.
         emit_token: Option<SecretString> = optional(secret()), "OTEL_EMIT_TOKEN", default "", environment_first;
         /// Off: the journal is still written, but nothing reads it: no percentiles ahead of time, no sinks, no metrics of the queue.
         is_enabled: bool = flag(), "OTEL_EVENTS_ENABLED", default "true";
+        /// Where telemetry that others post waits while Redis is away. Unset: `outbox` in SYSTEM_BUS_DATA_DIR.
+        outbox_dir: Option<PathBuf> = optional(path()), "OTEL_OUTBOX_DIR", default "";
+        /// Bytes of it; beyond that such telemetry is refused.
+        outbox_max_bytes: u64 = bytes(64 << 10..=1 << 40), "OTEL_OUTBOX_MAX_BYTES", default "256MiB";
         /// Every journal record is written to files as well, one JSON document a line.
         jsonl_is_enabled: bool = flag(), "OTEL_JSONL_ENABLED", default "true";
         /// Where. Unset: `otel` in SYSTEM_BUS_DATA_DIR.

@@ -129,7 +129,7 @@ fn a_value_that_is_not_accepted_falls_back_with_one_warning() {
 
 #[test]
 fn credentials_in_any_url_are_neither_kept_nor_shown() {
-    let text = "OTEL_EMIT_URL=http://u:hunter2@h/x\nINNGEST_URL=u:hunter2@h\nOTEL_EMIT_TOKEN=hunter2\n";
+    let text = "OTEL_FORWARD_URL=http://u:hunter2@h/x\nINNGEST_URL=u:hunter2@h\nOTEL_EMIT_TOKEN=hunter2\n";
     let config = Home::new(text).load();
     assert_eq!(codes(&config), ["CONFIG_INVALID_VALUE", "CONFIG_INVALID_VALUE"]);
     assert!(!format!("{config:?}").contains("hunter2"));

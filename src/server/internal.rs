@@ -45,6 +45,9 @@ use crate::ingest::peer::Peer;
 use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
+use crate::streams::journal;
+use crate::streams::records::Fact;
+use crate::telemetry::outbox::Outbox;
 use crate::telemetry::posted::{self, DebugBudget};
 
 /// Largest body.
@@ -75,6 +78,8 @@ pub struct Parts {
     pub takes_events: bool,
     /// Of it, how much for debugging.
     pub debug_budget: DebugBudget,
+    /// Where it waits while Redis is away.
+    pub outbox: Outbox,
     /// The journal and the log of deliveries.
     pub bus: Bus,
     /// Knows who may send.
@@ -89,6 +94,25 @@ pub struct Parts {
     pub is_host: bool,
     /// The process stops: nobody waits any longer.
     pub stop: CancellationToken,
+}
+
+impl Parts {
+    /// Whether Redis has the records; otherwise the outbox has.
+    async fn store(&self, facts: Vec<Fact>, now: Instant) -> Result<bool, String> {
+        let batch = journal::encode_facts(facts);
+        if !self.outbox.is_used(now) {
+            match self.bus.journal_encoded(batch.clone()).await {
+                Ok(_) => return Ok(true),
+                Err(error) if error.is_unreachable() => {}
+                Err(error) => return Err(chain(&error)),
+            }
+        }
+        self.outbox.keep(batch, Instant::now()).await.map(|()| false).map_err(|error| chain(&error))
+    }
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or_default()
 }
 
 impl Internal {
@@ -223,7 +247,7 @@ async fn enqueue(State(internal): State<Internal>, body: Bytes) -> Response {
 }
 
 async fn emit(State(internal): State<Internal>, body: Bytes) -> Response {
-    let (events, is_list) = match posted::parse(&body) {
+    let (events, is_list) = match posted::parse(&body, now_ms()) {
         Ok(parsed) => parsed,
         Err(posted::Error::Payload) => return refuse_plain("Invalid payload"),
         Err(error) => {
@@ -242,22 +266,22 @@ async fn emit(State(internal): State<Internal>, body: Bytes) -> Response {
         }
         results.push(result);
     }
-    let failed = match facts.is_empty() {
-        true => None,
-        false => internal.0.bus.journal(facts).await.err(),
-    };
-    if failed.is_some() {
-        results.iter_mut().filter(|result| result["stored"] == true).for_each(|result| result["stored"] = false.into());
+    let kept = if facts.is_empty() { Ok(true) } else { internal.0.store(facts, now).await };
+    for result in results.iter_mut().filter(|result| result["stored"] == true) {
+        result["stored"] = json!(matches!(kept, Ok(true)));
+        if matches!(kept, Ok(false)) {
+            result["queued"] = true.into();
+        }
     }
-    let mut answer = match failed {
-        None => json!({ "ok": true }),
-        Some(ref error) => json!({ "ok": false, "error": chain(error) }),
+    let mut answer = match &kept {
+        Ok(_) => json!({ "ok": true }),
+        Err(error) => json!({ "ok": false, "error": error }),
     };
     match is_list {
         true => answer["results"] = results.into(),
         false => answer["result"] = results.pop().unwrap_or_default(),
     }
-    let status = if failed.is_some() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+    let status = if kept.is_err() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
     (status, Json(answer)).into_response()
 }
 

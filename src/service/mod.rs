@@ -61,6 +61,7 @@ use crate::streams::append::{self, Appender};
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::outbox::Outbox;
 use crate::telemetry::posted::DebugBudget;
 use crate::triage::flags::Flags;
 use crate::triage::rules::RulesHandle;
@@ -352,6 +353,10 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         };
         let readiness = readiness::readiness(looked_at, config, stop.clone());
         let trusted = config.webhook.trusted_proxies.clone();
+        let outbox_dir = config.telemetry.outbox_dir.clone();
+        let outbox_dir = outbox_dir.unwrap_or_else(|| config.system.data_dir.join("outbox"));
+        let outbox = Outbox::new(outbox_dir, config.telemetry.outbox_max_bytes);
+        own(&mut tasks, outbox.clone().drain(bus.separate(), stop.clone()));
         let internal = Internal::new(internal::Parts {
             token: config.telemetry.emit_token.clone(),
             is_loopback: config.server.bind.is_loopback(),
@@ -360,6 +365,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
             admission: admission.clone(),
             takes_events: config.telemetry.is_enabled,
             debug_budget: DebugBudget::default(),
+            outbox,
             bus: bus.clone(),
             gateway: gateway.clone(),
             log_keep: log_settings(config).keep,

@@ -31,6 +31,7 @@ use crate::telemetry::latency::Recorder;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::refresh::{self, Fed, Heartbeat};
 use crate::telemetry::projection::{self, Follower};
+use crate::telemetry::sinks::forward::Forward;
 use crate::telemetry::sinks::jsonl::{self, Jsonl};
 use crate::telemetry::sinks::otlp::{self, Otlp, Transport};
 use crate::telemetry::sinks::{self, Sink as _, Standings, traces};
@@ -275,6 +276,16 @@ async fn run(
             standings.clone(),
             stop.clone(),
         ));
+    }
+    if let Some(url) = &own.forward_url {
+        let token = own.forward_token.clone().or_else(|| own.emit_token.clone());
+        match Forward::new(url, token, &system) {
+            Ok(sink) => {
+                let (bus, owner, standings) = (bus.separate(), owner.to_owned(), standings.clone());
+                tasks.spawn_local(sinks::run(bus, owner, system.clone(), sink, standings, stop.clone()));
+            }
+            Err(error) => tracing::error!(%error, "no records go to OTEL_FORWARD_URL"),
+        }
     }
     if let (Some(endpoint), Some(offered)) = (&own.otlp_endpoint, offered) {
         let settings = otlp_settings(config, endpoint);

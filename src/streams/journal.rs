@@ -60,7 +60,12 @@ pub struct Page {
 impl Bus {
     /// Journals facts that belong to no other change.
     pub async fn journal(&self, facts: impl IntoIterator<Item = Fact>) -> Result<EntryId, Error> {
-        let call = Self::call(&scripts::JOURNAL).key(self.keys.journal()).arg(encode_facts(facts));
+        self.journal_encoded(encode_facts(facts)).await
+    }
+
+    /// The same with what [`encode_facts`] made of them.
+    pub async fn journal_encoded(&self, batch: Vec<u8>) -> Result<EntryId, Error> {
+        let call = Self::call(&scripts::JOURNAL).key(self.keys.journal()).arg(batch);
         let id: String = self.redis.run(call).await?;
         id.parse().map_err(|_| Error::Reply { command: "journal.lua", detail: id })
     }

@@ -7,6 +7,7 @@
 pub mod event;
 pub mod latency;
 pub mod metrics;
+pub mod outbox;
 pub mod pace;
 pub mod posted;
 pub mod projection;

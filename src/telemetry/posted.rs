@@ -1,7 +1,7 @@
 //! Telemetry events of others, as they are posted: one JSON object, an array, or one a line → journal records.
 //!
-//! What an event says of itself (`id`, `timestamp`, `sessionId`, `systemId`, `source`, and what we don't know) is kept
-//! under [`event::TOLD`] of its record, and stands at the top again in every sink.
+//! A record is `telemetry.posted` for all that counts records: what others say of queues is not what happened in ours.
+//! What an event says of itself is kept under [`event::TOLD`] of it, and stands at the top again in every sink.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,8 +64,8 @@ pub struct Posted {
     key: String,
 }
 
-/// The events of a body, and whether it was a list.
-pub fn parse(body: &[u8]) -> Result<(Vec<Posted>, bool), Error> {
+/// The events of a body that came at `now_ms`, and whether it was a list.
+pub fn parse(body: &[u8], now_ms: u64) -> Result<(Vec<Posted>, bool), Error> {
     let (values, is_list) = match serde_json::from_slice::<Value>(body) {
         Ok(Value::Array(values)) => (values, true),
         Ok(value) => (vec![value], false),
@@ -82,13 +82,13 @@ pub fn parse(body: &[u8]) -> Result<(Vec<Posted>, bool), Error> {
     }
     let events = values.into_iter().enumerate().map(|(n, value)| {
         let Value::Object(fields) = value else { return Err(Error::Payload) };
-        one(fields).map_err(|what| what.map_or(Error::Payload, |what| Error::Field { n: n + 1, what }))
+        one(fields, now_ms).map_err(|what| what.map_or(Error::Payload, |what| Error::Field { n: n + 1, what }))
     });
     Ok((events.collect::<Result<_, _>>()?, is_list))
 }
 
 /// The error: what is wrong, or nothing where it is no event at all.
-fn one(mut fields: Map<String, Value>) -> Result<Posted, Option<&'static str>> {
+fn one(mut fields: Map<String, Value>, now_ms: u64) -> Result<Posted, Option<&'static str>> {
     let (Some(action), Some(component)) = (word(&mut fields, "action"), word(&mut fields, "component")) else {
         return Err(None);
     };
@@ -113,17 +113,15 @@ fn one(mut fields: Map<String, Value>) -> Result<Posted, Option<&'static str>> {
     for name in ["sessionId", "systemId"] {
         told.insert(name.to_owned(), word(&mut fields, name).unwrap_or_else(|| "unknown".to_owned()).into());
     }
-    let timestamp = fields.remove("timestamp").and_then(|at| at.as_f64()).filter(|at| *at > 0.0 && *at < MAX_MS);
-    if let Some(at) = timestamp {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        told.insert("timestamp".to_owned(), Value::from(at as u64));
-    }
+    let at = fields.remove("timestamp").and_then(|at| at.as_f64()).filter(|at| *at >= 1.0 && *at < MAX_MS);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    told.insert("timestamp".to_owned(), Value::from(at.map_or(now_ms, |at| at as u64)));
     if let Some(took) = fields.remove("duration_ms").filter(|took| !took.is_null()) {
         let took = took.as_f64().filter(|took| *took >= 0.0).ok_or("duration_ms is a number of 0 or more")?;
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         told.insert("duration_ms".to_owned(), Value::from(took.round() as u64));
     }
-    let event_id = word(&mut fields, "eventId");
+    told.extend([("component".to_owned(), Value::from(component)), ("action".to_owned(), action.into())]);
     // What the record says is not what the event says of itself.
     for ours in ["schemaVersion", "journalId"] {
         fields.remove(ours);
@@ -131,12 +129,12 @@ fn one(mut fields: Map<String, Value>) -> Result<Posted, Option<&'static str>> {
     told.extend(fields);
     metadata.shift_insert(0, event::TOLD.to_owned(), Value::Object(told));
     let fact = Fact {
-        action: action.into(),
-        component: component.into(),
+        action: "telemetry.posted".into(),
+        component: "telemetry".into(),
         level,
         success,
         error,
-        event_id,
+        event_id: None,
         stream_id: None,
         lane: None,
         metadata,
@@ -194,7 +192,7 @@ mod tests {
     use serde_json::json;
 
     fn only(event: &Value) -> Result<Posted, Error> {
-        parse(event.to_string().as_bytes()).map(|(mut events, _)| events.remove(0))
+        parse(event.to_string().as_bytes(), 7).map(|(mut events, _)| events.remove(0))
     }
 
     #[test]
@@ -212,7 +210,7 @@ mod tests {
             "id": "t-1", "journalId": "7-1.0", "timestamp": 1_772_981_290_859_u64, "sessionId": "s", "systemId": "host-b",
             "level": "fatal", "source": "gateway", "component": "telegram", "action": "send.failed", "success": false,
             "duration_ms": 12, "error": "operation_failed", "eventId": "e-1", "region": "eu", "schemaVersion": 1,
-            "metadata": { "n": 1, "eventId": "e-1" },
+            "metadata": { "n": 1 },
         });
         assert_eq!(events[0].json, expected);
     }
@@ -220,14 +218,14 @@ mod tests {
     #[test]
     fn lists_and_lines_are_taken_whole_or_not_at_all() {
         let event = json!({ "component": "a", "action": "b" });
-        let (events, is_list) = parse(event.to_string().as_bytes()).unwrap();
+        let (events, is_list) = parse(event.to_string().as_bytes(), 7).unwrap();
         assert_eq!((events.len(), is_list, uuid::Uuid::parse_str(&events[0].id).is_ok()), (1, false, true));
-        assert_eq!(parse(json!([event, event]).to_string().as_bytes()).unwrap().0.len(), 2);
-        assert_eq!(parse(format!("{event}\n{event}\n{event}\n").as_bytes()).unwrap().0.len(), 3);
-        assert_eq!(parse(Value::from(vec![event.clone(); 501]).to_string().as_bytes()).unwrap_err(), Error::TooMany);
-        assert_eq!(parse(format!("{event}\n").repeat(501).as_bytes()).unwrap_err(), Error::TooMany);
+        assert_eq!(parse(json!([event, event]).to_string().as_bytes(), 7).unwrap().0.len(), 2);
+        assert_eq!(parse(format!("{event}\n{event}\n{event}\n").as_bytes(), 7).unwrap().0.len(), 3);
+        assert_eq!(parse(Value::from(vec![event.clone(); 501]).to_string().as_bytes(), 7).unwrap_err(), Error::TooMany);
+        assert_eq!(parse(format!("{event}\n").repeat(501).as_bytes(), 7).unwrap_err(), Error::TooMany);
         for wrong in ["", "[]", "7", "[7]", "{", "{}", r#"{"component":" ","action":"b"}"#] {
-            assert_eq!(parse(wrong.as_bytes()).unwrap_err(), Error::Payload, "{wrong}");
+            assert_eq!(parse(wrong.as_bytes(), 7).unwrap_err(), Error::Payload, "{wrong}");
         }
         for (field, value) in [
             ("level", json!("loud")),
@@ -239,7 +237,7 @@ mod tests {
         ] {
             let mut second = event.clone();
             second[field] = value;
-            let error = parse(json!([event, second]).to_string().as_bytes()).unwrap_err();
+            let error = parse(json!([event, second]).to_string().as_bytes(), 7).unwrap_err();
             assert!(matches!(error, Error::Field { n: 2, what } if what.starts_with(field)), "{error}");
         }
     }

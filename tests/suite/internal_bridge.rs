@@ -11,10 +11,10 @@ const LONG: Duration = Duration::from_secs(60);
 
 pub struct Served {
     pub joelclaw: Joelclaw,
-    base: String,
+    pub base: String,
     client: reqwest::Client,
     pub server: Running,
-    _redis: TestRedis,
+    pub redis: TestRedis,
 }
 
 impl Served {
@@ -32,7 +32,7 @@ impl Served {
         let (base, client) =
             (format!("http://127.0.0.1:{port}"), reqwest::Client::builder().no_proxy().build().unwrap());
         eventually(LONG, || async { client.get(format!("{base}/health/live")).send().await.map(drop) }).await;
-        Self { joelclaw, base, client, server, _redis: redis }
+        Self { joelclaw, base, client, server, redis }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {

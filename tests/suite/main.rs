@@ -82,6 +82,7 @@ mod support_works;
 mod survives_kills;
 mod telemetry_grpc;
 mod telemetry_latency;
+mod telemetry_posted;
 mod telemetry_traces;
 mod triage_admission;
 mod triage_cli;

@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, default_value = projection::NAME, value_parser = [projection::NAME])]
     projection: String,
     /// Instead: this sink gets its records once more. (The archive would pass over what it has.)
-    #[arg(long, value_parser = ["otlp"])]
+    #[arg(long, value_parser = ["otlp", "forward"])]
     sink: Option<String>,
     /// From when on; only with --sink
     #[arg(long, value_name = "TIME", requires = "sink")]

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `jsonl` | [`jsonl`] | yes |
 //! | `otlp` | [`otlp`] | no |
+//! | `forward` | [`forward`] | no |
 //! | `traces` | [`traces`] | no |
 //!
 //! A sink that fails is tried again, 500 ms later at first, then doubling to 30 s; nobody else waits for it. A batch is
 //! passed only after the sink's durable write, so each event arrives at least once; its `id` tells repetitions.
 
+pub mod forward;
 pub mod jsonl;
 pub mod otlp;
 pub mod traces;
