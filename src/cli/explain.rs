@@ -248,6 +248,26 @@ const CODES: &[Code] = &[
         "Let whatever supervises processes here run `joelclaw up`.",
     ),
     code(
+        "OTEL_EMIT_FAILED",
+        "A telemetry event could be written neither to Redis nor to the outbox.",
+        "Bring Redis back, or make room in the outbox (OTEL_OUTBOX_DIR).",
+    ),
+    code(
+        "OTEL_INVALID_ARGS",
+        "What `joelclaw otel` was given makes no event: no action, or a field of the wrong kind.",
+        "See `joelclaw otel emit --help`.",
+    ),
+    code(
+        "OTEL_QUERY_FAILED",
+        "The journal could not be read for `joelclaw otel list` or `search`.",
+        "See what `joelclaw doctor` says.",
+    ),
+    code(
+        "OTEL_STATS_FAILED",
+        "The journal could not be read for `joelclaw otel stats`.",
+        "See what `joelclaw doctor` says.",
+    ),
+    code(
         "OTHER_PLATFORM",
         "The files of another platform can be shown here, not installed.",
         "Add --print, or leave --platform out.",

@@ -16,6 +16,7 @@ pub mod functions;
 mod interrupt;
 pub mod jobs;
 pub mod journal;
+mod otel;
 pub mod output;
 pub mod queue;
 pub mod render;
@@ -116,6 +117,8 @@ pub enum Configured {
     Jobs(jobs::Args),
     /// The record of everything that happened
     Journal(journal::Args),
+    /// Telemetry events by level, source and component
+    Otel(otel::Args),
     /// Send an event to functions, and follow the runs that it starts
     Send(functions::send::Args),
     /// The functions that apps serve: triggers, flow control, last run, what is wrong
@@ -189,6 +192,7 @@ impl Configured {
             Self::Doctor(args) => doctor::run(args, context).await,
             Self::Jobs(args) => jobs::run(args, context).await,
             Self::Journal(args) => return journal::run(args, context).await,
+            Self::Otel(args) => return otel::run(args, context).await,
             Self::Send(args) => return functions::send::run(args, context).await,
             Self::Functions(args) => functions::list::run(args, context).await,
             Self::Runs(args) => functions::runs::run(args, context).await,

@@ -200,6 +200,8 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
     tasks.spawn(async move { note::keep(&note_bus, &note_dir, told_settings, note_stop).await.map_err(Error::from) });
 
     let telemetry = telemetry::start(config, &bus, &stop, &mut tasks)?;
+    let outbox = Outbox::of(config);
+    own(&mut tasks, outbox.clone().drain(bus.separate(), stop.clone()));
     telemetry.metrics.know_build(role.name());
     telemetry.know_registry(&registry.current());
     telemetry.serve(&stop, &mut tasks).await;
@@ -353,10 +355,6 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         };
         let readiness = readiness::readiness(looked_at, config, stop.clone());
         let trusted = config.webhook.trusted_proxies.clone();
-        let outbox_dir = config.telemetry.outbox_dir.clone();
-        let outbox_dir = outbox_dir.unwrap_or_else(|| config.system.data_dir.join("outbox"));
-        let outbox = Outbox::new(outbox_dir, config.telemetry.outbox_max_bytes);
-        own(&mut tasks, outbox.clone().drain(bus.separate(), stop.clone()));
         let internal = Internal::new(internal::Parts {
             token: config.telemetry.emit_token.clone(),
             is_loopback: config.server.bind.is_loopback(),

@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+use crate::config::Config;
 use crate::streams::bus::Bus;
 
 /// Between two looks at the directory, and how long Redis is not asked once it was away. Up to half as much again.
@@ -62,6 +63,13 @@ struct Inner {
 }
 
 impl Outbox {
+    /// The outbox of this configuration.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let dir = config.telemetry.outbox_dir.clone().unwrap_or_else(|| config.system.data_dir.join("outbox"));
+        Self::new(dir, config.telemetry.outbox_max_bytes)
+    }
+
     /// An outbox in `dir`, which is made with its first batch.
     #[must_use]
     pub fn new(dir: PathBuf, max_bytes: u64) -> Self {

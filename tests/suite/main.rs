@@ -17,6 +17,7 @@ mod canary;
 mod cli_contract;
 mod cli_doctor;
 mod cli_functions;
+mod cli_otel;
 mod cli_queue_act;
 mod cli_queue_look;
 mod cli_queue_record;

@@ -2,6 +2,7 @@
 
 pub mod query;
 pub mod replay;
+pub mod scan;
 pub mod verify;
 
 use super::queue::tail;

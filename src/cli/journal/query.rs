@@ -1,7 +1,5 @@
 //! `joelclaw journal query`: records by action, component, level, family, text and time. Reads only.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::super::Context;
@@ -9,14 +7,9 @@ use super::super::output::{Failure, NextAction, Report};
 use super::super::queue::since::{Since, iso};
 use super::super::queue::{bus, redis_of};
 use super::super::render::{self, Human};
+use super::scan::scan;
 use crate::diagnose::Exit;
 use crate::streams::entry_id::EntryId;
-use crate::telemetry::event::{Event, events_of};
-
-/// Batches per read.
-const PAGE: usize = 256;
-/// Batches read at most.
-const MOST: usize = 100_000;
 
 /// Find records by what they are about
 #[derive(Debug, Clone, clap::Args)]
@@ -69,45 +62,19 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         return Err(Failure::new("USAGE_ERROR", Exit::Usage, message, "joelclaw journal query --since 2h --until 1h"));
     }
     let limit = args.limit as usize;
-    let mut kept: std::collections::VecDeque<Event> = std::collections::VecDeque::new();
-    let (mut found, mut batches, mut undecodable) = (0_u64, 0, 0);
-    let mut facets: BTreeMap<String, u64> = BTreeMap::new();
-    let mut next = from;
-    let is_cut = loop {
-        let page = bus.journal_page(next, to, PAGE).await?;
-        undecodable += page.undecodable;
-        batches += PAGE;
-        for batch in page.entries.chunk_by(|a, b| a.id == b.id) {
-            for event in events_of(batch, "") {
-                if !args.wants(&event.json) {
-                    continue;
-                }
-                found += 1;
-                *facets.entry(event.json["action"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
-                kept.push_back(event);
-                if kept.len() > limit {
-                    kept.pop_front();
-                }
-            }
-        }
-        match page.last {
-            Some(_) if batches >= MOST => break true,
-            Some(last) => next = last.next(),
-            None => break false,
-        }
-    };
-    let events: Vec<Value> = kept.iter().rev().map(|event| event.json.clone()).collect();
+    let found = scan(&bus, (from, to), limit, &["action"], |event| args.wants(event)).await?;
+    let events = &found.events;
     let rows = events.iter().map(|event| {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let at = event["timestamp"].as_u64().map(iso).unwrap_or_default();
         vec![at, text("level"), text("action"), text("family"), render::cut(&text("error"))]
     });
     let human = Human::new()
-        .pairs([("found", found.to_string()), ("since", iso(from.ms))])
+        .pairs([("found", found.total.to_string()), ("since", iso(from.ms))])
         .table(&["AT", "LEVEL", "ACTION", "EVENT", "ERROR"], rows);
     let result = json!({
-        "found": found, "limit": limit, "sinceIso": iso(from.ms), "truncated": is_cut, "undecodable": undecodable,
-        "facets": { "action": facets }, "events": events, "redis": redis_of(&bus, context).await,
+        "found": found.total, "limit": limit, "sinceIso": iso(from.ms), "truncated": found.is_cut,
+        "undecodable": found.undecodable, "facets": found.facets(), "events": events, "redis": redis_of(&bus, context).await,
     });
     Ok(Report::new(result, human)
         .list("events")
