@@ -313,7 +313,8 @@ async fn trim_journal(bus: &Bus, age: Duration, batches: u64, force_bytes: u64) 
             if bus.trim_journal(age, batches, true).await.is_ok_and(|forced| forced.removed > 0) {
                 let fact = Fact::new("journal", "telemetry.sink.failed")
                     .failed(format!("the journal passed {force_bytes} bytes and went on without {reader}"))
-                    .with("sink", reader.as_str());
+                    .with("sink", reader.as_str())
+                    .with("trimmed", true);
                 let _ = bus.journal([fact]).await;
             }
             return;

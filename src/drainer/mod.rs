@@ -189,7 +189,8 @@ impl Drainer {
         at_once: CancellationToken,
     ) -> Result<(), Error> {
         let Some(instance_id) = self.wait_for_redis(&stop).await? else { return Ok(()) };
-        let shared = Shared::new(self.clock.clone(), self.vitals.clone(), self.plans.clone(), handlers, instance_id);
+        let (clock, vitals, plans) = (self.clock.clone(), self.vitals.clone(), self.plans.clone());
+        let shared = Shared::new(clock, vitals, plans, handlers, instance_id, self.settings.lease);
         let mut first = true;
         loop {
             let id = shared.new_session_id();

@@ -29,6 +29,8 @@ pub struct Shared {
     pub handlers: tokio::runtime::Handle,
     /// The data set that is served.
     pub instance_id: String,
+    /// How long a session lives without its heartbeat.
+    lease: Duration,
     started_ms: i64,
     flags: Arc<Flags>,
 }
@@ -48,9 +50,10 @@ impl Shared {
         plans: Arc<dyn Plans>,
         handlers: tokio::runtime::Handle,
         instance_id: String,
+        lease: Duration,
     ) -> Self {
         let started_ms = chrono::Utc::now().timestamp_millis();
-        Self { clock, vitals, plans, handlers, instance_id, started_ms, flags: Arc::default() }
+        Self { clock, vitals, plans, handlers, instance_id, lease, started_ms, flags: Arc::default() }
     }
 
     /// `<host>-<pid>-<uuid7>`: never used twice.
@@ -66,6 +69,7 @@ impl Shared {
             "home": super::home::of_this_process(),
             "version": env!("CARGO_PKG_VERSION"),
             "startedAtMs": self.started_ms,
+            "leaseMs": u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
             "registryHash": registry,
             "inFlight": in_flight,
             "free": free,

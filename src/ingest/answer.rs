@@ -203,7 +203,10 @@ impl Refused {
             Self::TooLarge => "too_large",
             Self::Signature(Refusal::StaleTimestamp | Refusal::FutureTimestamp) => "stale",
             Self::Signature(_) | Self::NotAllowed => "bad_signature",
-            Self::Unconfigured | Self::Disabled | Self::Append(_) | Self::Relay { .. } => "enqueue_failed",
+            // Anybody can bring these about, so they must not count as events that could not be stored.
+            Self::Unconfigured => "unconfigured",
+            Self::Disabled => "disabled",
+            Self::Append(_) | Self::Relay { .. } => "enqueue_failed",
             Self::Method | Self::NoChallenge(_) | Self::TooSlow | Self::Incomplete | Self::Encoding | Self::NotJson => {
                 "bad_payload"
             }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/` | [`internal_worker`] |
 //! | `/internal/…`, `/observability/emit` | [`internal`] |
-//! | `/health`, `/health/live`, `/health/ready` | [`health`] |
+//! | `/health`, `/health/live`, `/health/ready`; `/livez`, `/startupz`, `/readyz` | [`health`] |
 //! | `/metrics` | [`metrics`] |
 //! | `/webhooks…` | [`crate::ingest::gateway`] |
 //! | `/e/<key>` | [`crate::ingest::event_api`] |
@@ -143,7 +143,11 @@ pub fn router(parts: Parts) -> Router {
         .route("/", get(internal_worker::root).with_state(Root { gateway: gateway.clone(), worker }))
         .route("/health", get(alive))
         .route("/health/live", get(alive))
-        .route("/health/ready", get(ready))
+        .route("/health/ready", get(ready.clone()))
+        // As Kubernetes names them.
+        .route("/livez", get(alive))
+        .route("/startupz", get(alive))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics::local).with_state(metrics.clone()))
         .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
     // Both count bytes while they read, by their own limits.

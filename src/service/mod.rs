@@ -70,6 +70,7 @@ use routes::{AdmissionRoutes, RegistryPlans};
 use senders::Leased;
 
 pub use note::{ServiceNote, running_service, settings_of};
+pub use telemetry::system_id;
 
 /// Which parts a process plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -346,6 +347,7 @@ pub async fn run(config: &Config, role: Role, options: Options, started: impl Fn
         }
         let looked_at = readiness::Parts {
             bus: bus.clone(),
+            unsafe_eviction: options.unsafe_eviction,
             vitals,
             canary,
             functions: functions.clone(),

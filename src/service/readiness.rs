@@ -3,6 +3,7 @@
 //! | check | fails when |
 //! |---|---|
 //! | `redis` | Redis does not answer |
+//! | `eviction` | Redis may drop keys when it is full |
 //! | `apps` | an app does not serve what is registered, or is silent |
 //! | `spool` | the oldest webhook delivery on disk waits for over a minute |
 //! | `canary` | a canary event did not come through ([`super::canary`]) |
@@ -30,6 +31,8 @@ use crate::streams::bus::Bus;
 /// What is looked at.
 pub(super) struct Parts {
     pub bus: Bus,
+    /// The operator lives with a Redis that may drop keys.
+    pub unsafe_eviction: bool,
     pub vitals: Option<Arc<Vitals>>,
     pub canary: Option<Canary>,
     pub functions: Functions,
@@ -40,10 +43,23 @@ pub(super) struct Parts {
 
 /// The checks. Not ready from the moment `stop` is cancelled.
 pub(super) fn readiness(parts: Parts, config: &Config, stop: CancellationToken) -> Readiness {
-    let Parts { bus, vitals, canary, functions, spool, gateway, leased } = parts;
+    let Parts { bus, unsafe_eviction, vitals, canary, functions, spool, gateway, leased } = parts;
+    let bus_of_policy = bus.clone();
     let readiness = Readiness::new(stop).with("redis", move || {
         let bus = bus.clone();
         async move { bus.now_ms().await.map(drop).map_err(|error| chain(&error)) }
+    });
+    let (policy, is_allowed) = (bus_of_policy, unsafe_eviction);
+    let readiness = readiness.with("eviction", move || {
+        let bus = policy.clone();
+        async move {
+            match bus.server_facts().await {
+                Ok(facts) if facts.eviction_policy == "noeviction" || is_allowed => Ok(()),
+                Ok(facts) => Err(format!("maxmemory-policy is {}, and must be noeviction", facts.eviction_policy)),
+                // That is said by `redis`.
+                Err(_) => Ok(()),
+            }
+        }
     });
     let readiness = readiness.with("apps", move || {
         let functions = functions.clone();

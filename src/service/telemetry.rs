@@ -30,6 +30,7 @@ use crate::streams::trace::Sampler;
 use crate::telemetry::latency::Recorder;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::refresh::{self, Fed, Heartbeat};
+use crate::telemetry::outbox::Outbox;
 use crate::telemetry::projection::{self, Follower};
 use crate::telemetry::sinks::forward::Forward;
 use crate::telemetry::sinks::jsonl::{self, Jsonl};
@@ -151,6 +152,11 @@ async fn next(ticks: &mut Interval, stop: &CancellationToken) -> bool {
     }
 }
 
+/// What this machine is called in telemetry.
+pub fn system_id(config: &Config) -> String {
+    config.telemetry.system_id.clone().unwrap_or_else(host)
+}
+
 fn host() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let name = name.to_lowercase();
@@ -178,6 +184,7 @@ pub(super) fn start(
         recorder: recorder.clone(),
         spans: spans.clone(),
         heartbeat: Heartbeat::default(),
+        outbox: Outbox::of(config),
     };
     own(tasks, fed.heartbeat.clone().run(stop.clone()));
     let address = config.telemetry.metrics_addr.as_deref().and_then(|text| {
@@ -253,7 +260,7 @@ async fn run(
         stop.cancelled().await;
         return;
     }
-    let system = own.system_id.clone().unwrap_or_else(host);
+    let system = system_id(config);
     let mut tasks = JoinSet::new();
     let counted = metrics.clone();
     let follower = Follower::new(bus.clone(), owner, own.minute_retention);
@@ -357,5 +364,12 @@ fn otlp_settings(config: &Config, endpoint: &str) -> otlp::Settings {
         timeout: own.otlp_timeout,
         service: own.service_name.clone(),
         host: host(),
+        instance: instance().to_owned(),
     }
+}
+
+/// This process, for as long as it runs.
+fn instance() -> &'static str {
+    static INSTANCE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    INSTANCE.get_or_init(|| uuid::Uuid::now_v7().to_string())
 }

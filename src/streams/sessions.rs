@@ -57,6 +57,13 @@ pub struct SessionInfo {
 }
 
 impl SessionInfo {
+    /// When its heartbeat came last, ms: each one moves the expiry to one lease from then.
+    #[must_use]
+    pub fn ticked_ms(&self) -> u64 {
+        let told = self.details.as_ref().and_then(|details| details.get("leaseMs")?.as_u64());
+        self.expires_ms.saturating_sub(told.unwrap_or(30_000))
+    }
+
     /// What of a family it runs at once, where its target made it run less than its entry allows.
     #[must_use]
     pub fn reduced_limit(&self, family: &str) -> Option<u64> {

@@ -123,7 +123,9 @@ fn json_of(entry: &Entry, id: EventId, system: &str) -> Value {
     json
 }
 
-fn redact_metadata(metadata: Value) -> Value {
+/// Makes metadata harmless.
+#[must_use]
+pub fn redact_metadata(metadata: Value) -> Value {
     let Value::Object(all) = metadata else { return json!({}) };
     let mut is_cut = all.len() > KEYS;
     let mut kept: Map<String, Value> = all.into_iter().take(KEYS).collect();
@@ -160,7 +162,7 @@ fn shorten(metadata: &mut Map<String, Value>) -> bool {
 
 /// Makes a value harmless: by its key, by what it looks like, by its size.
 fn redact(key: &str, value: &mut Value, depth: usize, is_cut: &mut bool) {
-    if is_secret_key(key) && !value.is_null() && !value.is_boolean() && !value.is_number() {
+    if is_secret_key(key) && !value.is_null() && !value.is_boolean() {
         BY_KEY.fetch_add(1, Ordering::Relaxed);
         *value = json!("[redacted]");
         return;
@@ -188,7 +190,8 @@ fn is_secret_key(key: &str) -> bool {
     /// Names that hold a secret, lower case without dashes and underscores.
     const WHOLE: [&str; 9] =
         ["authorization", "cookie", "setcookie", "password", "passwd", "secret", "token", "dsn", "signature"];
-    const ENDS: [&str; 7] = ["apikey", "privatekey", "secret", "token", "signature256", "credential", "credentials"];
+    const ENDS: [&str; 9] =
+        ["apikey", "privatekey", "password", "passwd", "secret", "token", "signature256", "credential", "credentials"];
     let plain: String = key.chars().filter(|c| *c != '-' && *c != '_').map(|c| c.to_ascii_lowercase()).collect();
     // STRIPE_KEY is one, a monkey is none.
     let is_a_key = [key.ends_with("_KEY"), key.ends_with("_key"), key.ends_with("-key")].contains(&true);
@@ -229,8 +232,8 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
         r"-----BEGIN [A-Z ]+-----[A-Za-z0-9+/=\s]*(-----END [A-Z ]+-----)?",
         r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
         r"\b(sk-|ghp_|github_pat_|xox[abp]-|whsec_|AKIA)[A-Za-z0-9_-]{8,}",
-        r"://[^/\s:@]*:[^/\s@]+@",
-        r"(?i:[?&](?:token|key|secret|signature|password|api_key)=)[^&\s]+",
+        r"://[^/\s@]+@",
+        r"(?i:[?&][^=&\s]*(?:token|key|secret|signature|password|passwd|credential)=)[^&\s]+",
     ];
     Regex::new(&patterns.join("|")).expect("the patterns are constants")
 });
@@ -271,10 +274,13 @@ mod tests {
             .with("headers", json!({ "Authorization": planted, "x-hub-signature-256": planted, "plain": planted }))
             .with("text", "x".repeat(5000));
         crate::known_secrets::know("four word pass phrase");
+        let fact = fact.with("pin_password", 12_345_678).with("url", "https://me0123@host/x?access_token=abcdef0123");
         let fact = fact.with("STRIPE_KEY", planted).with("said", "it is four word pass phrase, you know");
         let events = events_of(&[Entry { id: EntryId::MIN, fact }], "h");
         let text = events[0].json.to_string();
-        assert!(!text.contains(planted) && !text.contains("pass phrase"), "{text}");
+        for secret in [planted, "pass phrase", "12345678", "me0123", "abcdef0123"] {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
         assert_eq!(events[0].json["metadata"]["_truncated"], true);
         assert!(events[0].json["metadata"]["text"].as_str().unwrap().ends_with("…[5000 chars]"));
     }

@@ -90,6 +90,13 @@ impl Outbox {
         kept.unwrap_or_else(|error| Err(self.failed(io::Error::other(error))))
     }
 
+    /// Bytes that are kept.
+    pub async fn bytes(&self) -> u64 {
+        let dir = self.0.dir.clone();
+        let held = move || Ok(batches(&dir)?.into_iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum());
+        blocking(held).await.unwrap_or(0)
+    }
+
     fn failed(&self, source: io::Error) -> Error {
         Error::Disk { path: self.0.dir.clone(), source }
     }

@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 use super::event;
 use crate::streams::records::{Fact, Level};
 
+/// What a record of a posted event is.
+pub const ACTION: &str = "telemetry.posted";
 /// Events of one request.
 pub const MOST: usize = 500;
 /// Longest name of a component or action, characters.
@@ -128,8 +130,11 @@ fn one(mut fields: Map<String, Value>, now_ms: u64) -> Result<Posted, Option<&'s
     }
     told.extend(fields);
     metadata.shift_insert(0, event::TOLD.to_owned(), Value::Object(told));
+    // Whoever posts may have put anything in: not even the journal gets it.
+    let Value::Object(metadata) = event::redact_metadata(Value::Object(metadata)) else { return Err(None) };
+    let error = error.map(|error| event::redact_text(&error));
     let fact = Fact {
-        action: "telemetry.posted".into(),
+        action: ACTION.into(),
         component: "telemetry".into(),
         level,
         success,

@@ -31,6 +31,16 @@ async fn an_event_that_waits_for_a_function_is_sent_to_endpoints_once_and_goes_o
     // What arrives while it waits is sent at once; a pause holds it.
     expected.push(outbound.emit("flow/start", "{}").await);
     assert_eq!(ids(&sink.wait_for(41, LONG).await), expected);
+    // The mark follows the delivery.
+    let bus = &outbound.stage.bus;
+    let waiting = lane("flow/start", Priority::default());
+    let newest = outbound.stage.redis.cli(&["XREVRANGE", &bus.keys.lane(&waiting), "+", "-", "COUNT", "1"]).await;
+    let newest = newest.lines().next().unwrap().trim().to_owned();
+    eventually(LONG, || async {
+        let mark = outbound.stage.redis.cli(&["HGET", &bus.keys.outbound("ahead"), &waiting.to_string()]).await;
+        if mark.trim() == newest { Ok(()) } else { Err(mark) }
+    })
+    .await;
     drainer.kill_9().await;
     // As if the ids of deliveries had been forgotten, after days: the mark is what tells.
     let forget = "for _, key in ipairs(redis.call('KEYS', '*:seen:*')) do redis.call('DEL', key) end return 1";

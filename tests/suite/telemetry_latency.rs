@@ -131,6 +131,19 @@ async fn percentiles_are_exact_across_restarts_and_two_followers_and_the_same_af
     projection::replay(&t.bus, "six", KEEP).await.unwrap();
     assert!(before.0 == stored(&t).await);
     assert_exact(&t.bus, first_ms, first_ms + 30_000, 1000).await;
+
+    // Minutes that have expired are folded from the journal, and what it no longer has is said to be unknown.
+    for key in before.0.keys() {
+        t.cmd::<()>(&["DEL", key]).await;
+    }
+    let told = projection::window_within(&t.bus, EntryId::MIN, Duration::from_millis(1)).await.unwrap();
+    assert_eq!(told.count("started", |_, _| true), 100_000);
+    assert_eq!(window(&t.bus, EntryId::MIN).await.unwrap().count("started", |_, _| true), 0, "taken as stored");
+    let journal = t.bus.keys.journal();
+    t.cmd::<u64>(&["XTRIM", &journal, "MAXLEN", "1"]).await;
+    let told = projection::window_within(&t.bus, EntryId::MIN, Duration::from_millis(1)).await.unwrap();
+    let first = t.bus.journal_batches(EntryId::MIN, EntryId::MAX, 1).await.unwrap()[0].0;
+    assert_eq!(told.known_since_ms, first.ms);
 }
 
 #[tokio::test]

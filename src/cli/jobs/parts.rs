@@ -205,8 +205,7 @@ pub async fn drainer(bus: &Bus, context: &Context, hours: u64) -> Part {
     let live: Vec<_> = sessions.iter().filter(|session| session.expires_ms > now).collect();
     let number =
         |details: &Option<Value>, key: &str| details.as_ref().and_then(|details| details[key].as_u64()).unwrap_or(0);
-    // The heartbeat moves the expiry to one lease from now, at every tick.
-    let last_tick = live.iter().map(|session| session.expires_ms.saturating_sub(millis(own.lease))).max();
+    let last_tick = live.iter().map(|session| session.ticked_ms()).max();
     let in_flight: u64 = live.iter().map(|session| number(&session.details, "inFlight")).sum();
     let unpaused: u64 = depth
         .by_family

@@ -9,6 +9,7 @@ use super::super::queue::{bus, redis_of};
 use super::super::render::{self, Human};
 use super::scan::scan;
 use crate::diagnose::Exit;
+use crate::service::system_id;
 use crate::streams::entry_id::EntryId;
 
 /// Find records by what they are about
@@ -62,7 +63,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         return Err(Failure::new("USAGE_ERROR", Exit::Usage, message, "joelclaw journal query --since 2h --until 1h"));
     }
     let limit = args.limit as usize;
-    let found = scan(&bus, (from, to), limit, &["action"], |event| args.wants(event)).await?;
+    let found =
+        scan(&bus, &system_id(&context.config), (from, to), limit, &["action"], |event| args.wants(event)).await?;
     let events = &found.events;
     let rows = events.iter().map(|event| {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();

@@ -45,6 +45,7 @@ impl Found {
 /// Reads from `from` to `to` and keeps the `keep` newest that `wants` wants, counting them by these fields.
 pub async fn scan(
     bus: &Bus,
+    system: &str,
     (from, to): (EntryId, EntryId),
     keep: usize,
     fields: &[&'static str],
@@ -59,7 +60,7 @@ pub async fn scan(
         found.undecodable += page.undecodable;
         batches += PAGE;
         for batch in page.entries.chunk_by(|a, b| a.id == b.id) {
-            for event in events_of(batch, "") {
+            for event in events_of(batch, system) {
                 if !wants(&event.json) {
                     continue;
                 }

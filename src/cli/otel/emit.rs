@@ -58,7 +58,7 @@ pub struct Args {
 
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
-    let event = args.event()?;
+    let event = args.event(context)?;
     let now = chrono::Utc::now().timestamp_millis();
     let parsed = posted::parse(Value::Object(event).to_string().as_bytes(), u64::try_from(now).unwrap_or_default());
     let (mut events, _) = parsed.map_err(|error| match error {
@@ -104,9 +104,14 @@ fn invalid(message: impl Into<String>) -> Failure {
 
 impl Args {
     /// Options over standard input over defaults.
-    fn event(&self) -> Result<Map<String, Value>, Failure> {
-        let mut event =
-            Map::from_iter([("source".to_owned(), json!("cli")), ("component".to_owned(), json!("otel-cli"))]);
+    fn event(&self, context: &Context) -> Result<Map<String, Value>, Failure> {
+        let session = ["SLOG_SESSION_ID", "JOELCLAW_SESSION_ID"].into_iter().find_map(|name| std::env::var(name).ok());
+        let mut event = Map::from_iter([
+            ("source".to_owned(), json!("cli")),
+            ("component".to_owned(), json!("otel-cli")),
+            ("systemId".to_owned(), json!(crate::service::system_id(&context.config))),
+            ("sessionId".to_owned(), json!(session.unwrap_or_else(|| "unknown".to_owned()))),
+        ]);
         event.extend(piped()?);
         let text = |value: &Option<String>| value.as_deref().map(Value::from);
         let given = [

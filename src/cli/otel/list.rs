@@ -10,6 +10,7 @@ use super::super::queue::{bus, redis_of};
 use super::super::render::{self, Human};
 use super::{Back, FACETS, in_words, is_one_of};
 use crate::diagnose::{Diagnose as _, chain};
+use crate::service::system_id;
 use crate::streams::entry_id::EntryId;
 
 /// Which events.
@@ -44,8 +45,8 @@ struct Filter {
     success: Option<bool>,
     #[command(flatten)]
     back: Back,
-    /// How many
-    #[arg(long, short = 'n', default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
+    /// How many, at most 200
+    #[arg(long, short = 'n', default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// Which so many, from 1
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
@@ -89,10 +90,10 @@ pub async fn search(args: &SearchArgs, context: &Context) -> Result<Report, Fail
 async fn found(filter: &Filter, query: Option<&str>, context: &Context) -> Result<Report, Failure> {
     let bus = bus(context)?;
     let (from, _) = filter.back.from(&bus).await?;
-    let (limit, page) = (filter.limit as usize, filter.page as usize);
+    let (limit, page) = (filter.limit.min(200) as usize, filter.page as usize);
     let words = query.map(str::to_lowercase);
     let wants = |event: &Value| filter.wants(event) && words.as_deref().is_none_or(|words| contains(event, words));
-    let mut found = scan(&bus, (from, EntryId::MAX), limit * page, &FACETS, wants)
+    let mut found = scan(&bus, &system_id(&context.config), (from, EntryId::MAX), limit * page, &FACETS, wants)
         .await
         .map_err(|error| Failure::new("OTEL_QUERY_FAILED", error.exit(), chain(&error), error.fix()))?;
     let facets = found.facets();

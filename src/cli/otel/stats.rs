@@ -10,6 +10,7 @@ use super::super::queue::{bus, redis_of};
 use super::super::render::Human;
 use super::{Back, FACETS, in_words, is_one_of};
 use crate::diagnose::{Diagnose as _, chain};
+use crate::service::system_id;
 use crate::streams::entry_id::EntryId;
 
 /// What is recent, ms.
@@ -60,12 +61,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         }
         true
     };
-    let found = scan(&bus, (from, EntryId::MAX), 0, &FACETS, wants)
+    let found = scan(&bus, &system_id(&context.config), (from, EntryId::MAX), 0, &FACETS, wants)
         .await
         .map_err(|error| Failure::new("OTEL_STATS_FAILED", error.exit(), chain(&error), error.fix()))?;
     let asked = [("source", args.source.join(",")), ("component", args.component.join(","))];
     let result = json!({
-        "windowHours": args.back.hours, "sinceIso": iso(from.ms), "filterBy": in_words(from, &asked),
+        "windowHours": now.saturating_sub(from.ms).div_ceil(3_600_000), "sinceIso": iso(from.ms), "filterBy": in_words(from, &asked),
         "total": all.total, "errors": all.errors, "errorRate": all.rate(),
         "recent15m": { "total": recent.total, "errors": recent.errors, "errorRate": recent.rate() },
         "truncated": found.is_cut, "facets": found.facets(), "redis": redis_of(&bus, context).await,

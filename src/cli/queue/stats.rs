@@ -16,7 +16,7 @@ use crate::streams::depth::Depth;
 use crate::streams::look::{ListFilter, State};
 use crate::telemetry::latency::{Sample, Summary, kind};
 use crate::telemetry::projection::fold::Recent;
-use crate::telemetry::projection::{Window, by_family, window};
+use crate::telemetry::projection::{Window, by_family, window_within};
 
 /// A wait is on target below this, at the 95th percentile.
 const TARGET_P95_MS: u64 = 5_000;
@@ -66,12 +66,13 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     };
     let now = bus.now_ms().await?;
     let from = since.unwrap_or(Since::Ago(args.hours * 3_600_000)).entry(&bus, now).await?;
-    let (told, depth) = tokio::try_join!(window(&bus, from), bus.depth()).map_err(failed)?;
+    let keep = context.config.telemetry.minute_retention;
+    let (told, depth) = tokio::try_join!(window_within(&bus, from, keep), bus.depth()).map_err(failed)?;
     let queued = queued(&bus, &depth).await.map_err(failed)?;
 
     let mut result = told_of(&told, &depth, &queued);
     stats_outcomes::add(&mut result["triage"], &bus, from).await.map_err(failed)?;
-    let effective = told.known_since_ms().max(from.ms);
+    let effective = told.known_since_ms.max(from.ms);
     let anchor = since.map(|_| from.ms);
     result["window"] = json!({
         "hours": args.hours,

@@ -40,12 +40,9 @@ impl Metrics {
                     told("info");
                     add(&self.dispatched, vec![family(), handler(), ("outcome", what.into())]);
                 }
-                "failed" => add(&self.dispatched, vec![family(), handler(), ("outcome", what.into())]),
-                "dead" => {
-                    add(&self.dead_letters, vec![family(), reason()]);
-                    let labels = vec![family(), ("handler_type", "_any".into()), ("outcome", "dead_lettered".into())];
-                    add(&self.dispatched, labels);
-                }
+                "failed_once" => add(&self.dispatched, vec![family(), handler(), ("outcome", "failed".into())]),
+                "gave_up" => add(&self.dispatched, vec![family(), handler(), ("outcome", "dead_lettered".into())]),
+                "dead" => add(&self.dead_letters, vec![family(), reason()]),
                 "retry" => add(&self.retries, vec![family(), reason()]),
                 "promoted" => add(&self.promotions, vec![("from", detail.to_owned()), ("to", raised(detail))]),
                 "clock_negative" => add(&self.clock_negative, Labels::new()),
@@ -210,6 +207,27 @@ mod tests {
         ] {
             assert_line(&text, line);
         }
+    }
+
+    #[test]
+    fn a_dispatch_has_one_end_and_only_what_was_trimmed_is_lost() {
+        let failed = |is_final: bool| {
+            let fact = Fact::new("queue-drainer", "queue.dispatch.failed").entry(&"a/b:p1", EntryId::MIN).failed("no");
+            fact.with("handlerType", "http").with("eventName", "a/b").with("final", is_final)
+        };
+        let dead =
+            Fact::new("queue", "queue.dead").entry(&"a/b:p1", EntryId::MIN).failed("no").with("reason", "rejected");
+        let sink = |name: &str| Fact::new("journal", "telemetry.sink.failed").failed("no").with("sink", name);
+        let text = told(vec![failed(false), failed(true), dead, sink("otlp"), sink("jsonl").with("trimmed", true)]);
+        for line in [
+            r#"system_bus_queue_dispatch_total{family="a/b",handler_type="http",outcome="failed"} 1"#,
+            r#"system_bus_queue_dispatch_total{family="a/b",handler_type="http",outcome="dead_lettered"} 1"#,
+            r#"system_bus_queue_dead_letters_total{family="a/b",reason="rejected"} 1"#,
+            r#"system_bus_telemetry_trimmed_unread_total{projection="jsonl"} 1"#,
+        ] {
+            assert_line(&text, line);
+        }
+        assert!(!text.contains(r#"handler_type="_any""#) && !text.contains(r#"projection="otlp""#), "{text}");
     }
 
     #[test]

@@ -47,7 +47,7 @@ const WAITS: [f64; 19] = [
 const DURATIONS: [f64; 18] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
 /// What happened to a webhook delivery.
-const WEBHOOK_OUTCOMES: [&str; 11] = [
+const WEBHOOK_OUTCOMES: [&str; 13] = [
     "accepted",
     "ignored",
     "duplicate",
@@ -59,6 +59,8 @@ const WEBHOOK_OUTCOMES: [&str; 11] = [
     "rate_limited",
     "unknown_provider",
     "enqueue_failed",
+    "unconfigured",
+    "disabled",
 ];
 
 macro_rules! metrics {
@@ -209,7 +211,8 @@ metrics! {
         redis_refresh_age = "system_bus_redis_refresh_age_seconds", "Age of the figures of Redis";
         sink_lag = "system_bus_telemetry_sink_lag_events", "Journal batches that a reader has not passed";
         sink_success = "system_bus_telemetry_sink_last_success_timestamp_seconds", "When a sink last wrote";
-        outbox_bytes = "system_bus_telemetry_outbox_bytes", "Memory of the journal, which keeps what sinks have not written yet";
+        outbox_bytes = "system_bus_telemetry_outbox_bytes", "Bytes of posted telemetry on the disk of this machine that wait for Redis";
+        journal_bytes = "system_bus_journal_bytes", "Memory of the journal, which keeps what sinks have not written yet";
         health_ok = "system_bus_health_check_ok", "1 when a check passes";
         health_duration = "system_bus_health_check_duration_seconds", "How long the checks took the last time";
         heartbeat_age = "system_bus_runtime_heartbeat_age_seconds", "Since when the runtime has not run a timer";

@@ -92,7 +92,7 @@ impl Metrics {
     pub fn know_families<'a>(&self, families: impl IntoIterator<Item = (&'a str, &'a str)>) {
         for (family, handler) in families {
             let family = self.bounded("family", family);
-            for outcome in ["completed", "failed"] {
+            for outcome in ["completed", "failed", "dead_lettered"] {
                 let of = [("family", &*family), ("handler_type", handler), ("outcome", outcome)];
                 self.dispatched.add(labels(of), 0);
             }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::latency::{Sample, kind, minute_of};
+use super::super::posted;
 use crate::streams::entry_id::EntryId;
 use crate::streams::family::CANARY;
 use crate::streams::journal::{self, Fields, Part};
@@ -414,6 +415,10 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         text: text.chars().take(TEXT).collect(),
         detail,
     };
+    if fact.action == posted::ACTION {
+        table.count(format!("action|{}|{}", fact.component, fact.action), 1);
+        return;
+    }
     table.count(format!("action|{}|{}", fact.component, fact.action), 1);
     table.count(format!("level|{}|", fact.level.as_str()), 1);
     if !fact.success {
@@ -425,12 +430,16 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
     }
     match &*fact.action {
         "queue.dispatch.failed" => {
-            table.count(format!("failed|{lane}|{}", text("handlerType")), 1);
+            let is_final = fact.metadata.get("final").and_then(Value::as_bool) == Some(true);
+            let handler = text("handlerType");
+            table.count(format!("failed|{lane}|{handler}"), 1);
+            // How a dispatch ended: each has one end.
+            table.count(format!("{}|{lane}|{handler}", if is_final { "gave_up" } else { "failed_once" }), 1);
             let took = us("durationMs");
             if let Some(took) = took {
                 table.record(kind::DISPATCH, &format!("{lane}|failed"), took);
             }
-            if fact.metadata.get("final").and_then(Value::as_bool) == Some(true) {
+            if is_final {
                 if let (Some(wait), Some(took)) = (us("waitTimeMs"), took) {
                     table.record(kind::E2E, lane, wait.saturating_add(took));
                 }
@@ -515,7 +524,9 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
                 }
             }
         }
-        "telemetry.sink.failed" => table.count(format!("trimmed|{}|", text("sink")), 1),
+        "telemetry.sink.failed" if fact.metadata.get("trimmed") == Some(&Value::Bool(true)) => {
+            table.count(format!("trimmed|{}|", text("sink")), 1);
+        }
         _ => {}
     }
 }

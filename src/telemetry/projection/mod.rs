@@ -22,7 +22,7 @@ use super::latency::kind;
 
 pub use check::{Checked, check};
 pub use follow::{Follower, Taken, replay};
-pub use window::{Window, by_family, folded, window};
+pub use window::{Window, by_family, folded, window, window_within};
 
 /// Its name among the readers of the journal.
 pub const NAME: &str = "stats";

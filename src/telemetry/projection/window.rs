@@ -1,6 +1,7 @@
 //! A window of the projection: whole minutes as they are stored, and its two ends folded from the journal.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::super::latency::read::{self, BySeries};
 use super::super::latency::{Sample, Summary, minute_of};
@@ -30,6 +31,8 @@ pub struct Window {
     pub folded: u64,
     /// Stored minutes read.
     pub minutes: u64,
+    /// Since when anything is known, ms.
+    pub known_since_ms: u64,
 }
 
 impl Window {
@@ -47,12 +50,6 @@ impl Window {
     #[must_use]
     pub fn summary(&self, kind: &str, filter: impl Fn(&str) -> bool) -> Summary {
         self.sample(kind, filter).summary()
-    }
-
-    /// Since when the projection knows anything, ms.
-    #[must_use]
-    pub fn known_since_ms(&self) -> u64 {
-        self.state.first_minute.unwrap_or_default() * 60_000
     }
 
     /// The sum of counters `<what>|…` that `filter` wants; it is given the two parts after `<what>`.
@@ -89,13 +86,27 @@ impl Window {
     }
 }
 
-/// Everything from `from` (a moment or a batch, included) until now.
+/// Everything from `from` (a moment or a batch, included) until now, for moments whose minutes are still stored.
 pub async fn window(bus: &Bus, from: EntryId) -> Result<Window, Error> {
+    window_within(bus, from, Duration::MAX).await
+}
+
+/// The same where minutes are stored for `keep`: older ones are folded from the journal, as far as it reaches back.
+pub async fn window_within(bus: &Bus, from: EntryId, keep: Duration) -> Result<Window, Error> {
     let mut all = Window { from, ..Window::default() };
+    let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+    let first_kept = minute_of(bus.now_ms().await?.saturating_sub(keep)) + 1;
     let stored = bus.readers().await?.get(NAME).map(|cursor| cursor.id).unwrap_or_default();
     let (_, state, _) = bus.read_open_minute(NAME, &[]).await?;
     let mut state = State::decode(&state);
-    let first_whole = minute_of(from.ms) + u64::from(!from.ms.is_multiple_of(60_000) || from.seq != 0);
+    let mut first_whole = minute_of(from.ms) + u64::from(!from.ms.is_multiple_of(60_000) || from.seq != 0);
+    all.known_since_ms = state.first_minute.unwrap_or_default() * 60_000;
+    if first_kept > 1 && first_kept > first_whole && state.first_minute.is_some_and(|first| first < first_kept) {
+        first_whole = first_kept;
+        let first = bus.journal_batches(EntryId::MIN, EntryId::MAX, 1).await?;
+        let journal_ms = first.first().map_or(u64::MAX, |(id, _)| id.ms);
+        all.known_since_ms = all.known_since_ms.max(journal_ms.min(first_kept * 60_000));
+    }
     let mut tail = from;
     if minute_of(stored.ms) >= first_whole && stored >= from {
         // The head: up to the first whole minute.

@@ -43,6 +43,8 @@ pub struct Settings {
     pub service: String,
     /// `host.name`.
     pub host: String,
+    /// `service.instance.id`: of this process.
+    pub instance: String,
 }
 
 impl Settings {
@@ -172,6 +174,7 @@ pub(super) fn resource(settings: &Settings) -> Resource {
             opentelemetry::KeyValue::new("service.name", settings.service.clone()),
             opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             opentelemetry::KeyValue::new("host.name", settings.host.clone()),
+            opentelemetry::KeyValue::new("service.instance.id", settings.instance.clone()),
         ])
         .build()
 }
