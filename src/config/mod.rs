@@ -285,7 +285,9 @@ impl Config {
             .filter(|(now, then)| now.shown != then.shown)
             .map(|(now, _)| now.declared.key)
             .collect();
-        if secrecy::ExposeSecret::expose_secret(&self.redis.url) != before.redis.expose() {
+        // Where nobody named one, it is the managed one as soon as that runs: no setting has changed.
+        let is_named = self.redis.is_configured() || before.redis.is_configured();
+        if is_named && secrecy::ExposeSecret::expose_secret(&self.redis.url) != before.redis.expose() {
             changed.push("REDIS_URL");
         }
         changed

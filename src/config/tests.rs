@@ -216,6 +216,21 @@ fn secrets_in_a_file_that_others_may_read_are_a_warning() {
 }
 
 #[test]
+fn the_managed_redis_that_starts_is_no_changed_setting_and_one_that_is_named_is() {
+    let home = Home::new("");
+    let data = home.sources.home.join("data");
+    let home = home.env("SYSTEM_BUS_DATA_DIR", &data.display().to_string());
+    let before = home.load();
+    std::fs::create_dir_all(data.join("redis")).unwrap();
+    std::fs::write(data.join("redis/redis.sock"), "").unwrap();
+    let started = home.load();
+    assert_eq!((before.redis.origin, started.redis.origin), (RedisOrigin::Default, RedisOrigin::Managed));
+    assert_eq!(started.changed_keys(&before), Vec::<&str>::new());
+    let named = home.env("REDIS_URL", "redis://other").load();
+    assert!(named.changed_keys(&started).contains(&"REDIS_URL"));
+}
+
+#[test]
 fn redis_is_chosen_in_order() {
     let home = Home::new("").env("REDIS_HOST", "h").env("REDIS_PORT", "7000");
     let config = home.load();
