@@ -118,7 +118,7 @@ pub enum Configured {
     /// The record of everything that happened
     Journal(journal::Args),
     /// Telemetry events by level, source and component
-    Otel(otel::Args),
+    Otel(Box<otel::Args>),
     /// Send an event to functions, and follow the runs that it starts
     Send(functions::send::Args),
     /// The functions that apps serve: triggers, flow control, last run, what is wrong
