@@ -270,8 +270,10 @@ impl Observer {
             in_all: limits.pauses_in_all,
             hold_ms: limits.hold_ms,
         };
+        let is_killed = snapshot.control.kill_switch == Some(true);
         for (index, action) in decision.suggested_actions.iter().enumerate() {
-            if matches!(action, Action::Escalate { .. }) {
+            // With the kill switch on a pass is one in dry-run: nobody is told either.
+            if matches!(action, Action::Escalate { .. }) && !is_killed {
                 outcomes.escalated.push(action.clone());
             }
             let Some(family) = action.family() else { continue };

@@ -328,6 +328,18 @@ impl History {
     }
 }
 
+/// Why: of what was refused the refusal's, of what was done its own.
+pub(super) fn reason_of(entry: &Entry) -> Option<Value> {
+    let metadata = &entry.fact.metadata;
+    let of_action = metadata.get("action").and_then(|action| action.get("reason"));
+    let of_record = metadata.get("reason");
+    let (first, second) = match &*entry.fact.action {
+        "queue.control.rejected" => (of_record, of_action),
+        _ => (of_action, of_record),
+    };
+    first.or(second).cloned()
+}
+
 /// Absent values are null.
 fn event_view(entry: &Entry) -> Value {
     let metadata = &entry.fact.metadata;
@@ -335,7 +347,7 @@ fn event_view(entry: &Entry) -> Value {
     let action = metadata.get("action").filter(|action| action.is_object());
     let of_action = |key: &str| action.and_then(|action| action.get(key)).cloned();
     let time = |key: &str| metadata.get(key).and_then(Value::as_u64).map(iso);
-    let reason = of_action("reason").or_else(|| metadata.get("reason").cloned());
+    let reason = reason_of(entry);
     json!({
         "at": iso(entry.id.ms),
         "action": entry.fact.action,
@@ -347,6 +359,7 @@ fn event_view(entry: &Entry) -> Value {
         "expiresAt": time("expiresAtMs"),
         "expiredAt": time("expiredAtMs"),
         "reason": reason.or_else(|| entry.fact.error.clone().map(Value::from)),
+        "error": entry.fact.error,
         "actionMetadata": action,
     })
 }

@@ -90,7 +90,7 @@ fn view(entry: &Entry) -> Value {
         "sourceType": metadata.get("sourceType").or_else(|| metadata.get("source")),
         "mode": of("mode"),
         "actor": of("actor"),
-        "reason": of_action("reason").or_else(|| metadata.get("reason").cloned()),
+        "reason": super::control::reason_of(entry),
         "error": entry.fact.error,
         "snapshotId": of("snapshotId"),
         "model": of("model"),

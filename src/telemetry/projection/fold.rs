@@ -501,7 +501,8 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
             let outcome = action.trim_start_matches("queue.observe.");
             table.count(format!("observe|{}|{outcome}", text("mode")), 1);
             take_observe(outcome, fact, &recent, us("latencyMs").or_else(|| us("duration_ms")), state, table);
-            if outcome != "started"
+            // A failed pass is told once more as a fallback, with the same time.
+            if matches!(outcome, "completed" | "fallback")
                 && let Some(took) = us("latencyMs").or_else(|| us("duration_ms"))
             {
                 table.record(kind::OBSERVE, text("mode"), took);
@@ -561,7 +562,7 @@ fn take_observe(
     let is_shortcut = outcome == "completed" && text("provider") == "shortcut";
     let end = if is_shortcut { "short_circuit" } else { outcome };
     table.count(format!("observer|{}|{trigger}|{end}", text("mode")), 1);
-    if let Some(took) = took {
+    if let Some(took) = took.filter(|_| outcome != "failed") {
         table.pass(kind::OBSERVE, trigger, took);
     }
     for (disposition, whole, kinds) in
