@@ -34,7 +34,7 @@ pub(super) struct Attempt<'a> {
     circuits: &'a Circuits,
     key: Key,
     stop: CancellationToken,
-    deadline: Instant,
+    deadline: Option<Instant>,
     is_told: bool,
 }
 
@@ -51,9 +51,10 @@ impl Circuits {
         })
     }
 
-    pub fn begin(&self, key: Key, stop: &CancellationToken, deadline: Instant) -> Attempt<'_> {
+    /// One that is dropped at `deadline` counts as failed; without one it counts as nothing.
+    pub fn begin(&self, key: Key, stop: &CancellationToken, deadline: impl Into<Option<Instant>>) -> Attempt<'_> {
         self.with(key, |circuit| circuit.is_probing = circuit.open_until.is_some());
-        Attempt { circuits: self, key, stop: stop.clone(), deadline, is_told: false }
+        Attempt { circuits: self, key, stop: stop.clone(), deadline: deadline.into(), is_told: false }
     }
 }
 
@@ -93,7 +94,7 @@ impl Drop for Attempt<'_> {
         if self.is_told {
             return;
         }
-        if !self.stop.is_cancelled() && Instant::now() >= self.deadline {
+        if !self.stop.is_cancelled() && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.count();
         } else {
             self.circuits.with(self.key, |circuit| circuit.is_probing = false);
@@ -145,6 +146,10 @@ mod tests {
             drop(circuits.begin(KEY, &CancellationToken::new(), later));
         }
         assert!(circuits.may_ask(KEY));
+        for _ in 0..5 {
+            drop(circuits.begin(KEY, &CancellationToken::new(), None));
+        }
+        assert!(circuits.may_ask(KEY), "it had no fair share of the time");
         for _ in 0..3 {
             drop(circuits.begin(KEY, &CancellationToken::new(), Instant::now()));
         }

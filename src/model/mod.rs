@@ -303,26 +303,27 @@ impl Models {
 
     async fn within(&self, request: Request<'_>) -> Result<Answer, Error> {
         let providers = request.chain.iter().filter(|one| !matches!(one, Provider::Rules | Provider::None));
-        let mut last = Error::NoProvider;
+        let (mut last, began) = (Error::NoProvider, Instant::now());
         for &provider in providers {
             let circuit = (request.caller, provider);
             if !self.inner.circuits.may_ask(circuit) {
                 last = Error::CircuitOpen;
                 continue;
             }
-            // Until its end is known, a dropped request (deadline, stop) counts by how it was dropped.
-            let attempt = self.inner.circuits.begin(circuit, &self.inner.stop, request.deadline);
-            let slots = match self.slots(request.caller).await {
-                Ok(slots) => slots,
-                Err(error) => {
-                    attempt.withdraw();
-                    return Err(error);
-                }
-            };
-            if request.deadline.saturating_duration_since(Instant::now()) < request.caller.least() {
-                attempt.withdraw();
+            // A wait for a slot says nothing about the provider.
+            let slots = self.slots(request.caller).await?;
+            if !self.inner.circuits.may_ask(circuit) {
+                last = Error::CircuitOpen;
+                continue;
+            }
+            let left = request.deadline.saturating_duration_since(Instant::now());
+            if left < request.caller.least() {
                 return Err(if last == Error::NoProvider { Error::Timeout } else { last });
             }
+            // Nor does a deadline that left it less than half of the time.
+            let is_fair = left * 2 >= request.deadline.saturating_duration_since(began);
+            // Until its end is known, a dropped request (deadline, stop) counts by how it was dropped.
+            let attempt = self.inner.circuits.begin(circuit, &self.inner.stop, is_fair.then_some(request.deadline));
             let answer = match provider {
                 Provider::Command => self.inner.command.ask(&request).await,
                 _ => self.inner.http.ask(provider, &request).await,
@@ -334,7 +335,7 @@ impl Models {
                     return Ok(answer);
                 }
                 Err(error) => {
-                    if error.is_failure() {
+                    if error.is_failure() && (is_fair || error.reason() != "timeout") {
                         attempt.failed()
                     } else {
                         attempt.withdraw()

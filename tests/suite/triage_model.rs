@@ -260,3 +260,13 @@ async fn a_key_comes_from_a_file_a_command_or_the_setting_and_is_never_shown() {
 fn settings_of() -> Settings {
     settings(&["false"], Some("http://127.0.0.1:1".into()))
 }
+
+#[tokio::test]
+async fn a_model_that_answers_is_not_switched_off_by_those_who_waited_for_their_turn() {
+    let models = sh("sleep 0.4; echo yes");
+    let asked = (0..8).map(|_| ask(&models, &[Provider::Command], Duration::from_secs(1)));
+    let answers = futures_util::future::join_all(asked).await;
+    let late = answers.iter().filter(|answer| matches!(answer, Err(Error::Timeout))).count();
+    assert!(late >= 4 && late + answers.iter().filter(|answer| answer.is_ok()).count() == 8, "{answers:?}");
+    assert_eq!(ask(&models, &[Provider::Command], Duration::from_secs(20)).await.unwrap().text, "yes");
+}
