@@ -1,7 +1,7 @@
 //! system-bus: webhooks and scripts append events to Redis Streams; one binary runs handlers on them and loses nothing.
 //!
 //! Arrows point one way: `cli`, `service`, `bench` → `server`, `observer`, `outbound` → `functions` → `drainer`, `ingest` → `registry` → `streams` → `config`.
-//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`], [`known_secrets`], [`moment`] and [`net`] are used by every layer.
+//! [`streams`] knows nothing of handlers, HTTP or functions. [`diagnose`], [`known_secrets`], [`moment`], [`net`] and [`whole_file`] are used by every layer.
 
 pub mod bench;
 pub mod cli;
@@ -22,3 +22,4 @@ pub mod service;
 pub mod streams;
 pub mod telemetry;
 pub mod triage;
+pub mod whole_file;

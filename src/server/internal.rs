@@ -46,8 +46,7 @@ use crate::registry::watch::RegistryHandle;
 use crate::streams::bus::Bus;
 use crate::streams::family::Family;
 use crate::streams::journal;
-use crate::streams::records::Fact;
-use crate::telemetry::outbox::Outbox;
+use crate::telemetry::outbox::{Outbox, Place};
 use crate::telemetry::posted::{self, DebugBudget};
 
 /// Largest body.
@@ -94,21 +93,6 @@ pub struct Parts {
     pub is_host: bool,
     /// The process stops: nobody waits any longer.
     pub stop: CancellationToken,
-}
-
-impl Parts {
-    /// Whether Redis has the records; otherwise the outbox has.
-    async fn store(&self, facts: Vec<Fact>, now: Instant) -> Result<bool, String> {
-        let batch = journal::encode_facts(facts);
-        if !self.outbox.is_used(now) {
-            match self.bus.journal_encoded(batch.clone()).await {
-                Ok(_) => return Ok(true),
-                Err(error) if error.is_unreachable() => {}
-                Err(error) => return Err(chain(&error)),
-            }
-        }
-        self.outbox.keep(batch, Instant::now()).await.map(|()| false).map_err(|error| chain(&error))
-    }
 }
 
 fn now_ms() -> u64 {
@@ -266,16 +250,19 @@ async fn emit(State(internal): State<Internal>, body: Bytes) -> Response {
         }
         results.push(result);
     }
-    let kept = if facts.is_empty() { Ok(true) } else { internal.0.store(facts, now).await };
+    let kept = match facts.is_empty() {
+        true => Ok(Place::Journal),
+        false => internal.0.outbox.write(&internal.0.bus, journal::encode_facts(facts)).await,
+    };
     for result in results.iter_mut().filter(|result| result["stored"] == true) {
-        result["stored"] = json!(matches!(kept, Ok(true)));
-        if matches!(kept, Ok(false)) {
+        result["stored"] = json!(matches!(kept, Ok(Place::Journal)));
+        if matches!(kept, Ok(Place::Disk)) {
             result["queued"] = true.into();
         }
     }
     let mut answer = match &kept {
         Ok(_) => json!({ "ok": true }),
-        Err(error) => json!({ "ok": false, "error": error }),
+        Err(error) => json!({ "ok": false, "error": chain(error) }),
     };
     match is_list {
         true => answer["results"] = results.into(),

@@ -44,17 +44,16 @@ pub(super) struct Parts {
 /// The checks. Not ready from the moment `stop` is cancelled.
 pub(super) fn readiness(parts: Parts, config: &Config, stop: CancellationToken) -> Readiness {
     let Parts { bus, unsafe_eviction, vitals, canary, functions, spool, gateway, leased } = parts;
-    let bus_of_policy = bus.clone();
+    let ping = bus.clone();
     let readiness = Readiness::new(stop).with("redis", move || {
-        let bus = bus.clone();
+        let bus = ping.clone();
         async move { bus.now_ms().await.map(drop).map_err(|error| chain(&error)) }
     });
-    let (policy, is_allowed) = (bus_of_policy, unsafe_eviction);
     let readiness = readiness.with("eviction", move || {
-        let bus = policy.clone();
+        let bus = bus.clone();
         async move {
             match bus.server_facts().await {
-                Ok(facts) if facts.eviction_policy == "noeviction" || is_allowed => Ok(()),
+                Ok(facts) if facts.eviction_policy == "noeviction" || unsafe_eviction => Ok(()),
                 Ok(facts) => Err(format!("maxmemory-policy is {}, and must be noeviction", facts.eviction_policy)),
                 // That is said by `redis`.
                 Err(_) => Ok(()),

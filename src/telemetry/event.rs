@@ -194,7 +194,7 @@ fn is_secret_key(key: &str) -> bool {
         ["apikey", "privatekey", "password", "passwd", "secret", "token", "signature256", "credential", "credentials"];
     let plain: String = key.chars().filter(|c| *c != '-' && *c != '_').map(|c| c.to_ascii_lowercase()).collect();
     // STRIPE_KEY is one, a monkey is none.
-    let is_a_key = [key.ends_with("_KEY"), key.ends_with("_key"), key.ends_with("-key")].contains(&true);
+    let is_a_key = ["_KEY", "_key", "-key"].iter().any(|end| key.ends_with(end));
     is_a_key
         || WHOLE.contains(&plain.as_str())
         || ENDS.iter().any(|end| plain.ends_with(end))

@@ -8,9 +8,9 @@
 //! 3. A crash between the append and the removal of a file appends it twice: its events are known by their ids.
 //! 4. What is not whole moves to `quarantine/`, and nothing waits for it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,11 +23,21 @@ use ulid::Ulid;
 
 use crate::config::Config;
 use crate::streams::bus::Bus;
+use crate::whole_file;
 
 /// Between two looks at the directory, and how long Redis is not asked once it was away. Up to half as much again.
 const EVERY: Duration = Duration::from_secs(2);
 /// Of a batch.
 const END: &str = "batch";
+
+/// Where a batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the journal.
+    Journal,
+    /// On the disk.
+    Disk,
+}
 
 /// Why a batch is not kept.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +50,9 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// Redis is there and does not take it.
+    #[error(transparent)]
+    Redis(#[from] crate::streams::redis::Error),
     /// The disk.
     #[error("{path}: {source}", path = path.display())]
     Disk {
@@ -76,15 +89,26 @@ impl Outbox {
         Self(Arc::new(Inner { dir, max_bytes, away_until: Mutex::default() }))
     }
 
+    /// Writes a batch into the journal, or onto the disk while Redis is away.
+    pub async fn write(&self, bus: &Bus, batch: Vec<u8>) -> Result<Place, Error> {
+        if !self.is_used(Instant::now()) {
+            match bus.journal_encoded(batch.clone()).await {
+                Ok(_) => return Ok(Place::Journal),
+                Err(error) if error.is_unreachable() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.keep(batch).await.map(|()| Place::Disk)
+    }
+
     /// Whether Redis was away a moment ago: nobody has to wait to find that out again.
-    #[must_use]
-    pub fn is_used(&self, now: Instant) -> bool {
+    fn is_used(&self, now: Instant) -> bool {
         self.0.away_until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| now < until)
     }
 
     /// Keeps a batch that Redis did not take.
-    pub async fn keep(&self, batch: Vec<u8>, now: Instant) -> Result<(), Error> {
-        *self.0.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + EVERY);
+    pub async fn keep(&self, batch: Vec<u8>) -> Result<(), Error> {
+        *self.0.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + EVERY);
         let inner = self.0.clone();
         let kept = tokio::task::spawn_blocking(move || store(&inner.dir, inner.max_bytes, &batch)).await;
         kept.unwrap_or_else(|error| Err(self.failed(io::Error::other(error))))
@@ -131,7 +155,7 @@ impl Outbox {
                 continue;
             };
             match bus.journal_encoded(batch).await {
-                Ok(_) => fs::remove_file(&path).map_err(|source| self.failed(source))?,
+                Ok(_) => blocking(move || fs::remove_file(path)).await.map_err(|source| self.failed(source))?,
                 Err(error) if error.is_unreachable() => break,
                 Err(error) => {
                     tracing::warn!(action = "telemetry.outbox.waits", error = %crate::diagnose::chain(&error));
@@ -168,20 +192,7 @@ fn store(dir: &Path, max_bytes: u64, batch: &[u8]) -> Result<(), Error> {
     if held + batch.len() as u64 > max_bytes {
         return Err(Error::Full { held, limit: max_bytes });
     }
-    let name = Ulid::generate();
-    let (temporary, path) = (dir.join(format!("{name}.tmp")), dir.join(format!("{name}.{END}")));
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut file| {
-        file.write_all(&Sha256::digest(batch))?;
-        file.write_all(batch)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
-    });
-    written.map_err(|source| {
-        // Nobody is told that it is kept.
-        let _ = fs::remove_file(&temporary);
-        failed(source)
-    })
+    whole_file::store(dir, &Ulid::generate().to_string(), END, &[&Sha256::digest(batch)[..], batch]).map_err(failed)
 }
 
 /// The batches, oldest first, and the right to drain them. `None` where there are none, or another process drains.
@@ -192,7 +203,7 @@ fn claim(dir: &Path) -> io::Result<Option<(Vec<PathBuf>, Flock<File>)>> {
         Ok(found) if found.is_empty() => return Ok(None),
         Ok(_) => {}
     }
-    let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(".lock"))?;
+    let lock = whole_file::private().create(true).append(true).open(dir.join(".lock"))?;
     let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
     // The holder before may have drained some meanwhile.
     Ok(Some((batches(dir)?, lock)))

@@ -1,7 +1,6 @@
 //! `joelclaw otel emit`: writes one telemetry event into the journal; while Redis is away, into the outbox.
 
 use std::io::{IsTerminal as _, Read as _};
-use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +10,7 @@ use super::super::queue::{bus_to_change, redis_of};
 use super::super::render::Human;
 use crate::diagnose::{Diagnose as _, Exit, chain};
 use crate::streams::journal::encode_facts;
-use crate::telemetry::outbox::Outbox;
+use crate::telemetry::outbox::{Error, Outbox, Place};
 use crate::telemetry::posted;
 
 /// Longest standard input, bytes.
@@ -67,16 +66,16 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     })?;
     let Some(posted) = events.pop() else { return Err(invalid("there is no event")) };
     let batch = encode_facts([posted.fact]);
-    let failed = |error: crate::streams::redis::Error| {
-        Failure::new("OTEL_EMIT_FAILED", error.exit(), chain(&error), error.fix())
-    };
+    let outbox = Outbox::of(&context.config);
     let (status, redis) = match bus_to_change(context).await {
-        Ok(bus) => match bus.journal_encoded(batch.clone()).await {
-            Ok(_) => ("stored", redis_of(&bus, context).await),
-            Err(error) if error.is_unreachable() => (keep(batch, context).await?, Value::Null),
-            Err(error) => return Err(failed(error)),
+        Ok(bus) => match outbox.write(&bus, batch).await.map_err(failed)? {
+            Place::Journal => ("stored", redis_of(&bus, context).await),
+            Place::Disk => ("queued", Value::Null),
         },
-        Err(failure) if failure.code() == "REDIS_UNREACHABLE" => (keep(batch, context).await?, Value::Null),
+        Err(failure) if failure.code() == "REDIS_UNREACHABLE" => {
+            outbox.keep(batch).await.map_err(failed)?;
+            ("queued", Value::Null)
+        }
         Err(failure) => return Err(failure),
     };
     let text = match status {
@@ -90,12 +89,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     Ok(Report::new(result, Human::new().text(text)).next(NextAction::new("otel list", "See the newest events")))
 }
 
-async fn keep(batch: Vec<u8>, context: &Context) -> Result<&'static str, Failure> {
-    let kept = Outbox::of(&context.config).keep(batch, Instant::now()).await;
-    kept.map(|()| "queued").map_err(|error| {
-        let fix = "Bring Redis back, or make room in the outbox (OTEL_OUTBOX_DIR).";
-        Failure::new("OTEL_EMIT_FAILED", Exit::Unreachable, chain(&error), fix)
-    })
+fn failed(error: Error) -> Failure {
+    let (exit, fix) = match &error {
+        Error::Redis(error) => (error.exit(), error.fix()),
+        _ => (Exit::Unreachable, "Bring Redis back, or make room in the outbox (OTEL_OUTBOX_DIR).".into()),
+    };
+    Failure::new("OTEL_EMIT_FAILED", exit, chain(&error), fix)
 }
 
 fn invalid(message: impl Into<String>) -> Failure {

@@ -1,8 +1,7 @@
-//! Files of the spool: written whole or not at all, and read back as far as they are whole.
+//! Files of the spool, read back as far as they are whole.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::Deserialize as _;
@@ -23,28 +22,6 @@ pub(super) fn decode(bytes: &[u8]) -> (Vec<Spooled>, bool) {
         deliveries.push(delivery);
     }
     (deliveries, true)
-}
-
-pub(super) fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-/// Writes a file so that it is there whole, or not at all.
-pub(super) fn store(dir: &Path, name: Ulid, bodies: &[Vec<u8>]) -> io::Result<()> {
-    let (temporary, path) = (dir.join(format!("{name}.tmp")), dir.join(format!("{name}.mpk")));
-    let written = private().write(true).create_new(true).open(&temporary).and_then(|mut file| {
-        bodies.iter().try_for_each(|body| file.write_all(body))?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
-    });
-    if written.is_err() {
-        // Nobody was answered for it, and nobody will be. What was renamed already may stay: it is known by its ids.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 /// What a former process has left.

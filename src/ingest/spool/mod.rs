@@ -33,8 +33,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot, watch};
 use ulid::Ulid;
 
-use self::files::{found, private, store};
+use self::files::found;
 use crate::streams::json::JsonObject;
+use crate::whole_file::{private, store};
 
 pub use drain::is_outage;
 
@@ -309,7 +310,7 @@ impl Spool {
         let (deliveries, bytes) = (bodies.len(), bodies.iter().map(|body| body.len() as u64).sum());
         let name = self.next_name();
         let dir = self.0.dir.clone();
-        let written = tokio::task::spawn_blocking(move || store(&dir, name, &bodies)).await;
+        let written = tokio::task::spawn_blocking(move || store(&dir, &name.to_string(), "mpk", &bodies)).await;
         let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
         let mut state = self.state();
         match &written {

@@ -415,11 +415,10 @@ fn take_fact(id: EntryId, fact: &Fact, state: &mut State, table: &mut Table) {
         text: text.chars().take(TEXT).collect(),
         detail,
     };
+    table.count(format!("action|{}|{}", fact.component, fact.action), 1);
     if fact.action == posted::ACTION {
-        table.count(format!("action|{}|{}", fact.component, fact.action), 1);
         return;
     }
-    table.count(format!("action|{}|{}", fact.component, fact.action), 1);
     table.count(format!("level|{}|", fact.level.as_str()), 1);
     if !fact.success {
         table.count(format!("failure|{}|", fact.component), 1);
